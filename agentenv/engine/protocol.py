@@ -1,0 +1,166 @@
+"""The few verbs that every inference engine speaks, and the values that cross them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from agentenv.errors import EngineError, UsageError
+from agentenv.trajectory import VersionSpan
+
+FinishReason = Literal["stop", "length", "abort"]
+PauseMode = Literal["abort", "keep"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next tokens are drawn.
+
+    Attributes:
+        max_tokens: upper bound on new tokens, at least 1.
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1]; 1 is off.
+        top_k: 0 is off.
+        stop_ids: token ids that end the generation; the stop token is part of the output.
+        seed: makes the draw a function of (seed, position); None lets the engine choose.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_ids: tuple[int, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageError(f"temperature is {self.temperature}; a finite number >= 0 is needed (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; it must lie in (0, 1] (1 is off)")
+        if self.top_k < 0:
+            raise UsageError(f"top_k is {self.top_k}; it must be >= 0 (0 is off)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the engine sampled.
+
+    Attributes:
+        token_ids: new ids, the stop id included.
+        logprobs: one per id: log-prob under softmax(logits / temperature), before top-p and top-k.
+            For greedy decoding the temperature is taken as 1.
+        finish_reason: `"stop"` (a stop id), `"length"`, or `"abort"` (cut off by the engine).
+        weight_versions: spans that cover `[0, len(token_ids))`.
+        num_cached_tokens: prompt tokens served from a prefix cache.
+    """
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    finish_reason: FinishReason
+    weight_versions: tuple[VersionSpan, ...]
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightManifest:
+    """New weights for an engine.
+
+    Attributes:
+        version: version number, larger than any before.
+        tensors: parameter name -> tensor, by reference; the engine copies before it acknowledges.
+            The values are torch tensors; the core does not import torch.
+    """
+
+    version: int
+    tensors: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """An engine's acknowledgement of new weights."""
+
+    version: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHealth:
+    """A snapshot of an engine."""
+
+    is_ready: bool
+    version: int
+    num_running: int
+    num_waiting: int
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An inference engine in token ids."""
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, deadline_s: float
+    ) -> Completion:
+        """Sample a continuation.
+
+        Args:
+            prompt_ids: token ids of the whole prompt.
+            sampling: how to sample.
+            session_id: the episode; engines use it for prefix affinity.
+            deadline_s: seconds from now after which `DeadlineExceeded` is raised and the request aborted.
+
+        Raises:
+            EngineError: the request failed. Cancelling the awaiting task aborts the request.
+        """
+        ...
+
+    async def end_session(self, session_id: str) -> None:
+        """Forget what is cached for an episode; unknown sessions are ignored."""
+        ...
+
+    async def pause(self, mode: PauseMode = "abort") -> None:
+        """Stop generating: running requests are aborted, or kept and continued after `resume`."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        ...
+
+    async def update_weights(self, manifest: WeightManifest) -> Ack:
+        """Take new weights, drop stale prefix caches and acknowledge."""
+        ...
+
+    async def health(self) -> EngineHealth:
+        """Say whether requests can be served."""
+        ...
+
+    async def close(self) -> None:
+        """Free everything; idempotent. Waiting requests fail with `EngineClosed`."""
+        ...
+
+
+def check_completion(completion: Completion, *, vocab_size: int | None = None) -> None:
+    """Refuse a completion that must not reach a trainer.
+
+    Raises:
+        EngineError: lengths disagree, a log-prob is not a finite number <= 0 (1e-4 is allowed for
+            rounding), an id is out of range, or version spans do not cover the output.
+    """
+    count = len(completion.token_ids)
+    if len(completion.logprobs) != count:
+        raise EngineError(f"engine returned {count} token ids but {len(completion.logprobs)} log-probs; refusing both")
+    for index, value in enumerate(completion.logprobs):
+        if value is None or not -math.inf < value <= 1e-4:
+            raise EngineError(f"engine returned log-prob {value!r} at position {index}; a finite number <= 0 is needed")
+    if vocab_size is not None and count and not (0 <= min(completion.token_ids) <= max(completion.token_ids) < vocab_size):
+        raise EngineError(f"engine returned a token id outside [0, {vocab_size})")
+    position = 0
+    for span in completion.weight_versions:
+        if span.start != position or span.end < span.start:
+            break
+        position = span.end
+    if position != count:
+        raise EngineError(f"weight version spans cover {position} of {count} tokens; every token needs a version")

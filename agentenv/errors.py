@@ -1,0 +1,115 @@
+"""Every exception of the project on one page, and `boundary`, which names the side that failed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Side = Literal["env", "tool", "sandbox", "engine", "reward"]
+
+
+class AgentEnvError(Exception):
+    """Root of everything that this package raises on purpose."""
+
+
+class UsageError(AgentEnvError, ValueError):
+    """The caller asked for something that cannot be: says what came, what is allowed, what to do."""
+
+
+class ConfigError(UsageError):
+    """A configuration file or override is wrong; the message names file, line or key."""
+
+
+class UnknownEnvError(UsageError):
+    """No environment is registered under this id."""
+
+
+class DataError(UsageError):
+    """A data file is wrong; the message names file, row, field and what was expected."""
+
+
+class ToolSchemaError(UsageError):
+    """A tool's signature or docstring cannot be turned into a schema."""
+
+
+class ModelError(UsageError):
+    """A model folder cannot be used: tokenizer, chat template or vocabulary is missing or disagrees."""
+
+
+class RunFolderError(UsageError):
+    """A run folder exists, is locked, or cannot be written."""
+
+
+class ToolError(AgentEnvError):
+    """Raised by a tool to tell the *model* that its call was refused; becomes an error observation."""
+
+
+class EngineError(AgentEnvError):
+    """An inference engine failed or answered something that must not be trained on."""
+
+
+class EngineClosed(EngineError):
+    """The engine was closed while a request was waiting or running."""
+
+
+class CheckFailed(AgentEnvError):
+    """A promise of the environment, tool or engine contract does not hold."""
+
+
+class StoreError(AgentEnvError):
+    """Trajectories or metrics could not be stored or read; nothing already stored is lost."""
+
+
+class CheckpointError(AgentEnvError):
+    """A checkpoint is missing, torn or belongs to another model."""
+
+
+class EpisodeError(AgentEnvError):
+    """A failure inside an episode, tagged with the side that caused it.
+
+    Attributes:
+        side: which side failed.
+        where: the callable or component, e.g. `"GuessNumber.guess"`.
+    """
+
+    def __init__(self, side: Side, where: str, message: str) -> None:
+        super().__init__(f"{side} failure in {where}: {message}")
+        self.side: Side = side
+        self.where = where
+
+
+class DeadlineExceeded(EpisodeError):
+    """A wait of ours ran past its named deadline."""
+
+
+def describe(error: BaseException) -> str:
+    """Return `Type: message`, also for exceptions whose `str()` raises."""
+    try:
+        text = str(error)
+    except Exception:  # a foreign exception may have a broken __str__
+        text = "<message unavailable: str() raised>"
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+@contextmanager
+def boundary(side: Side, where: str) -> Iterator[None]:
+    """Wrap a call into foreign code; whatever it raises becomes an `EpisodeError` of that side.
+
+    `ToolError` passes through (it speaks to the model), as do errors that already name a side and
+    everything that is not an `Exception` (cancellation, keyboard interrupt).
+    """
+    try:
+        yield
+    except (EpisodeError, ToolError):
+        raise
+    except Exception as error:
+        raise EpisodeError(side, where, describe(error)) from error
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return `' Did you mean "x"?'` for a near miss, else an empty string."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f' Did you mean "{close[0]}"?' if close else ""

@@ -1,0 +1,1 @@
+"""Turns recorded episodes into weight updates."""

@@ -1,0 +1,61 @@
+"""The one shape in which anything is trained: flat arrays, and a weight per loss component.
+
+Shapes: T tokens of one sample. Losses at position t speak of predicting `token_ids_T[t]` from what stands before
+it, so position 0 never carries a weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One training sequence. Algorithms differ only in who fills the columns.
+
+    Attributes:
+        sample_id: `group/member/sequence`, for people and logs.
+        token_ids_T: int32[T].
+        is_sampled_T: bool[T]; True where the policy wrote the token.
+        behaviour_logprob_T: float32[T]; log mu, 0 where not sampled.
+        version_T: int32[T]; weight version that sampled the token, -1 where not sampled.
+        turn_T: int32[T]; index of the assistant turn that wrote the token, -1 elsewhere.
+        advantage_T: float32[T]; 0 where not sampled.
+        policy_weight_T: float32[T]; weight of the policy-gradient loss.
+        cross_entropy_weight_T: float32[T]; weight of -log pi(token).
+        kl_weight_T: float32[T]; weight of the KL to the reference policy.
+    """
+
+    sample_id: str
+    token_ids_T: IntArray
+    is_sampled_T: BoolArray
+    behaviour_logprob_T: FloatArray
+    version_T: IntArray
+    turn_T: IntArray
+    advantage_T: FloatArray
+    policy_weight_T: FloatArray
+    cross_entropy_weight_T: FloatArray
+    kl_weight_T: FloatArray
+
+    def __post_init__(self) -> None:
+        columns = (
+            self.is_sampled_T,
+            self.behaviour_logprob_T,
+            self.version_T,
+            self.turn_T,
+            self.advantage_T,
+            self.policy_weight_T,
+            self.cross_entropy_weight_T,
+            self.kl_weight_T,
+        )
+        assert all(len(column) == len(self.token_ids_T) for column in columns)
+
+    def __len__(self) -> int:
+        return len(self.token_ids_T)
