@@ -1,0 +1,432 @@
+"""`AgentEnv`, a `gymnasium.Env` whose actions are assistant turns, and `ToolEnv`, which adds tools."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast
+
+import gymnasium
+import numpy as np
+
+from agentenv.errors import UsageError, boundary
+from agentenv.messages import Message, ToolCall, ToolResult, as_messages, message_from_dict
+from agentenv.offload import call_hook, is_async, run_inline, run_now
+from agentenv.reward import Reward, Rubric, rewards_of_class
+from agentenv.spaces import Action, MessageSpace, TextSpace
+from agentenv.tasks import Task, as_task
+from agentenv.text_calls import parse_turn
+from agentenv.tool import Tool, Toolbox, toolbox_of, tools_of_class
+from agentenv.trajectory import StopReason
+
+Prompt = str | Message | Sequence[Message | Mapping[str, object]]
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one step of an environment gave.
+
+    Attributes:
+        messages: new messages for the agent: the delta, never the history.
+        reward_components: weighted values by name; turn components, and at the end the terminal ones too.
+        turn_reward_components: the turn components alone.
+        stop_reason: None while the episode goes on.
+        num_malformed_calls: attempts of this turn that could not be parsed.
+    """
+
+    messages: tuple[Message, ...]
+    reward_components: Mapping[str, float]
+    turn_reward_components: Mapping[str, float]
+    stop_reason: StopReason | None
+    num_malformed_calls: int = 0
+
+
+_TERMINATING = frozenset({StopReason.COMPLETED, StopReason.TOOL_STOPPED})
+_NOTHING: Mapping[str, float] = {}
+
+
+class AgentEnv(gymnasium.Env[str, Action]):
+    """A task that is solved by talking. Authors write `setup`, `respond` and `@reward` methods.
+
+    The observation is the new text, the action one assistant turn: a string, or a message dict. `info` carries
+    `messages` (the new ones, as dicts), `reward_components` and `stop_reason` ("" while the episode goes on).
+
+    Args:
+        max_turns: assistant turns after which the episode is truncated.
+        split: `"train"` or `"test"`; environments draw disjoint content for them.
+        hook_timeout_s: deadline of `setup` and `respond`, where they are not inline.
+        render_mode: None or `"ansi"`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+
+    inline: ClassVar[bool] = False
+    """Promise that synchronous hooks return within a millisecond: they then run on the event loop, not in threads."""
+
+    oracle_threshold: ClassVar[float] = 1.0
+    """Mean return that the oracle must reach."""
+    random_threshold: ClassVar[float] = 0.5
+    """Mean return that the random policy must not pass."""
+
+    def __init__(
+        self,
+        *,
+        max_turns: int = 16,
+        split: Split = "train",
+        hook_timeout_s: float = 60.0,
+        render_mode: str | None = None,
+    ) -> None:
+        if max_turns < 1:
+            raise UsageError(f"max_turns is {max_turns}; at least 1 is needed")
+        if split not in ("train", "test"):
+            raise UsageError(f'split is {split!r}; allowed are "train" and "test"')
+        self.max_turns = max_turns
+        self.split: Split = split
+        self.hook_timeout_s = hook_timeout_s
+        self.render_mode = render_mode
+        self.task = Task(task_id="")
+        self.conversation: list[Message] = []
+        self.rubric = Rubric(
+            components=tuple(component.bind(self) for component in _own_rewards(type(self))), inline_default=self.inline
+        )
+        self.observation_space = TextSpace()
+        self.action_space = self._action_space()
+        self._num_turns = 0
+        self._stop: StopReason | None = None
+        self._state: Literal["new", "open", "done", "closed"] = "new"
+
+    # What authors write.
+
+    def setup(self, rng: np.random.Generator, task: Task) -> Prompt:
+        """Build the initial state and return the opening prompt. All chance comes from `rng`. May be async."""
+        return task.prompt
+
+    def respond(self, text: str) -> Prompt:
+        """Answer an assistant's text; call `self.finish()` to end the episode. May be async."""
+        self.finish()
+        return ""
+
+    def teardown(self) -> None:
+        """Free what `setup` took; runs exactly once if `setup` ran. May be async."""
+
+    def sample_task(self, rng: np.random.Generator) -> Task:
+        """Return the task of an episode for which none was given."""
+        return Task(task_id="")
+
+    def oracle(self) -> str | Message:
+        """Return the best next assistant turn, from the hidden state."""
+        raise UsageError(f"{type(self).__name__} has no oracle")
+
+    def demonstrate(self, rng: np.random.Generator) -> str | Message:
+        """Return the next turn of an imperfect expert; the oracle unless a subclass knows a more human one."""
+        return self.oracle()
+
+    def random_action(self, rng: np.random.Generator) -> str | Message:
+        """Return an assistant turn drawn without any skill."""
+        return str(rng.integers(0, 100))
+
+    def finish(self, reason: StopReason = StopReason.COMPLETED) -> None:
+        """End the episode after this turn."""
+        self._stop = reason
+
+    @property
+    def num_turns(self) -> int:
+        """Assistant turns so far, the running one included."""
+        return self._num_turns
+
+    @property
+    def tool_specs(self) -> tuple[dict[str, object], ...]:
+        """Schemas of the tools that the model may call."""
+        return ()
+
+    # The asynchronous contract that the agent loop drives.
+
+    async def reset_async(self, *, seed: int | None = None, task: Task | None = None) -> Step:
+        """Start an episode; same seed and task, same episode."""
+        if self._state == "closed":
+            raise UsageError(f"{type(self).__name__} was closed; make a new one")
+        await self._teardown_once()
+        gymnasium.Env.reset(self, seed=seed)
+        # every reset draws one number, so the next unseeded reset is a function of the seed too
+        rng = np.random.default_rng((int(self.np_random.integers(2**62)), self.split == "test"))
+        self._state, self._stop, self._num_turns = "open", None, 0
+        with boundary("env", f"{type(self).__name__}.setup"):
+            self.task = task if task is not None else self.sample_task(rng)
+            opening = as_messages(cast(Prompt, await self._call(self.setup, rng, self.task)))
+            if not opening:
+                raise UsageError("setup returned no message; return the prompt")
+        self.conversation = list(opening)
+        return Step(messages=opening, reward_components=_NOTHING, turn_reward_components=_NOTHING, stop_reason=None)
+
+    async def step_async(self, turn: Message) -> Step:
+        """Play one assistant turn.
+
+        Raises:
+            UsageError: the episode is over, or was never started.
+            EpisodeError: env, tool or reward failed; the episode cannot go on.
+        """
+        self._require_open("step")
+        self._num_turns += 1
+        self.conversation.append(turn)
+        messages, num_malformed = await self._play(turn)
+        self.conversation.extend(messages)
+        if self._stop is None and self._num_turns >= self.max_turns:
+            self._stop = StopReason.MAX_TURNS
+        return await self._scored(messages, num_malformed)
+
+    async def truncate_async(self, reason: StopReason) -> Step:
+        """End the episode from outside (a budget ran out); terminal rewards are still computed."""
+        self._require_open("truncate")
+        self._stop = reason
+        self._state = "done"
+        components = await self.rubric.score_end()
+        return Step(
+            messages=(), reward_components=components, turn_reward_components=_NOTHING, stop_reason=reason
+        )
+
+    async def close_async(self) -> None:
+        """Free everything; idempotent."""
+        await self._teardown_once()
+        self._state = "closed"
+
+    # Gymnasium's synchronous facade over the same coroutines.
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Start an episode; `options={"task": row}` chooses the task."""
+        given = (options or {}).get("task")
+        step = self._run(self.reset_async(seed=seed, task=None if given is None else as_task(given)))
+        return _observation(step.messages), self._info(step)
+
+    def step(self, action: Action) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Play one assistant turn, given as text or as a message dict."""
+        step = self._run(self.step_async(self.read_action(action)))
+        stopped = step.stop_reason
+        return (
+            _observation(step.messages),
+            sum(step.reward_components.values(), 0.0),
+            stopped in _TERMINATING,
+            stopped is not None and stopped not in _TERMINATING,
+            self._info(step),
+        )
+
+    def truncate(self, reason: StopReason = StopReason.MAX_TOKENS) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """End the episode from outside; same shape as `step`."""
+        step = self._run(self.truncate_async(reason))
+        return "", sum(step.reward_components.values(), 0.0), False, True, self._info(step)
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return the conversation as text in mode `"ansi"`."""
+        if self.render_mode != "ansi":
+            return None
+        return "\n".join(f"[{message.role}] {_readable(message)}" for message in self.conversation)
+
+    def close(self) -> None:
+        """Free everything; idempotent."""
+        if self._state != "closed":
+            self._run(self.close_async())
+
+    def read_action(self, action: Action | Message) -> Message:
+        """Turn an action into an assistant message; garbage becomes text, never an exception."""
+        if isinstance(action, Message):
+            return action
+        if isinstance(action, str):
+            return parse_turn(action) if self.tool_specs else Message(role="assistant", content=action)
+        try:
+            return replace(message_from_dict({"role": "assistant", "content": "", **action}), role="assistant")
+        except (UsageError, TypeError, ValueError):
+            return Message(role="assistant", content=str(action))
+
+    # Private.
+
+    async def _play(self, turn: Message) -> tuple[tuple[Message, ...], int]:
+        with boundary("env", f"{type(self).__name__}.respond"):
+            reply = await self._call(self.respond, turn.content)
+            return (() if reply in ("", None) else as_messages(cast(Prompt, reply))), 0
+
+    async def _scored(self, messages: tuple[Message, ...], num_malformed: int) -> Step:
+        turn_components: Mapping[str, float] = await self.rubric.score_turn() if self.rubric.turn else _NOTHING
+        components = turn_components
+        if self._stop is not None:
+            self._state = "done"
+            components = {**turn_components, **await self.rubric.score_end()}
+        return Step(
+            messages=messages,
+            reward_components=components,
+            turn_reward_components=turn_components,
+            stop_reason=self._stop,
+            num_malformed_calls=num_malformed,
+        )
+
+    async def _call(self, hook: Callable[..., object], *args: object) -> object:
+        where = f"{type(self).__name__}.{getattr(hook, '__name__', 'hook')}"
+        return await call_hook(hook, *args, inline=self.inline, timeout_s=self.hook_timeout_s, side="env", where=where)
+
+    async def _teardown_once(self) -> None:
+        if self._state in ("open", "done"):
+            self._state = "new"
+            await self._call(self.teardown)
+
+    def _run(self, coroutine: Any) -> Any:
+        return run_inline(coroutine) if self._never_waits() else run_now(coroutine)
+
+    def _never_waits(self) -> bool:
+        return _hooks_never_wait(type(self))
+
+    def _require_open(self, verb: str) -> None:
+        if self._state != "open":
+            why = {"new": "was not reset", "done": "is over", "closed": "was closed"}[self._state]
+            raise UsageError(f"{verb} on {type(self).__name__}: the episode {why}; call reset first")
+
+    def _action_space(self) -> MessageSpace:
+        return MessageSpace()
+
+    def _info(self, step: Step) -> dict[str, Any]:
+        # every component is always present, so that info has one shape
+        components = dict.fromkeys(_component_names(type(self)), 0.0)
+        components.update(step.reward_components)
+        return {
+            "messages": tuple(message.to_dict() for message in step.messages),
+            "reward_components": components,
+            "stop_reason": "" if step.stop_reason is None else step.stop_reason.value,
+        }
+
+
+class ToolEnv(AgentEnv):
+    """An environment whose agent acts through `@tool` methods; a turn without a call is its final answer."""
+
+    max_parallel_calls: ClassVar[int] = 8
+    """Calls of one turn that are run; the model is told about the rest."""
+    max_malformed_turns: ClassVar[int] = 3
+    """Consecutive turns with nothing but malformed calls after which the episode ends with `parse_error`."""
+
+    def __init__(self, **options: Any) -> None:
+        self.toolbox: Toolbox = toolbox_of(
+            [item.bind(self) for item in tools_of_class(type(self))], inline_default=self.inline
+        )
+        super().__init__(**options)
+        self._malformed_turns = 0
+
+    def use_tools(self, tools: Sequence[Tool]) -> None:
+        """Replace the tools of this episode; call it from `setup` where tools differ per task."""
+        self.toolbox = toolbox_of(tools, inline_default=self.inline)
+
+    def answer(self, text: str) -> Prompt:
+        """Take a turn without tool calls; by default it ends the episode. May be async."""
+        self.finish()
+        return ""
+
+    @property
+    def tool_specs(self) -> tuple[dict[str, object], ...]:
+        """Schemas of the tools that the model may call."""
+        return self.toolbox.specs
+
+    def random_action(self, rng: np.random.Generator) -> str | Message:
+        """Call a random tool with random arguments of the right types."""
+        names = list(self.toolbox.tools)
+        name = names[int(rng.integers(len(names)))]
+        arguments = random_arguments(self.toolbox.tools[name].parameters, rng)
+        return tool_turn(name, arguments, call_id=f"call_{self._num_turns}_0")
+
+    async def reset_async(self, *, seed: int | None = None, task: Task | None = None) -> Step:
+        """Start an episode; same seed and task, same episode."""
+        self._malformed_turns = 0
+        return await super().reset_async(seed=seed, task=task)
+
+    async def _play(self, turn: Message) -> tuple[tuple[Message, ...], int]:
+        calls = turn.tool_calls
+        if not calls:
+            self._malformed_turns = 0
+            with boundary("env", f"{type(self).__name__}.answer"):
+                reply = await self._call(self.answer, turn.content)
+                return (() if reply in ("", None) else as_messages(cast(Prompt, reply))), 0
+        results = await self.toolbox.run_all(calls[: self.max_parallel_calls])
+        results += [_too_many(call, self.max_parallel_calls) for call in calls[self.max_parallel_calls :]]
+        if self._stop is StopReason.COMPLETED:
+            self._stop = StopReason.TOOL_STOPPED
+        malformed = sum(call.status != "ok" for call in calls)
+        self._malformed_turns = self._malformed_turns + 1 if malformed == len(calls) else 0
+        if self._stop is None and self._malformed_turns >= self.max_malformed_turns:
+            self._stop = StopReason.PARSE_ERROR
+        return tuple(result.to_message() for result in results), malformed
+
+    def _action_space(self) -> MessageSpace:
+        return MessageSpace(tuple(self.toolbox.tools))
+
+    def _never_waits(self) -> bool:
+        return self.toolbox.never_waits and super()._never_waits()
+
+
+def tool_turn(name: str, arguments: Mapping[str, object], *, call_id: str = "call_0", content: str = "") -> Message:
+    """Return an assistant turn with one tool call."""
+    call = ToolCall(call_id=call_id, name=name, arguments=arguments)
+    return Message(role="assistant", content=content, tool_calls=(call,))
+
+
+def random_arguments(schema: Mapping[str, object], rng: np.random.Generator) -> dict[str, object]:
+    """Draw arguments that fit the types of a JSON schema object."""
+    properties = cast(Mapping[str, Mapping[str, Any]], schema.get("properties", {}))
+    return {name: _random_value(kind, rng) for name, kind in properties.items()}
+
+
+def group_rewards(env_class: type[AgentEnv]) -> tuple[Reward, ...]:
+    """Return the components of an environment class that score whole groups."""
+    return tuple(component for component in rewards_of_class(env_class) if component.when == "group")
+
+
+def _own_rewards(cls: type[AgentEnv]) -> tuple[Reward, ...]:
+    return tuple(component for component in rewards_of_class(cls) if component.when != "group")
+
+
+@functools.lru_cache(maxsize=256)
+def _component_names(cls: type[AgentEnv]) -> tuple[str, ...]:
+    return tuple(component.name for component in _own_rewards(cls))
+
+
+@functools.lru_cache(maxsize=256)
+def _hooks_never_wait(cls: type[AgentEnv]) -> bool:
+    """True when no hook or reward of the class can suspend, so that no event loop is needed."""
+    hooks = [getattr(cls, name) for name in ("setup", "respond", "teardown", "answer") if hasattr(cls, name)]
+    rewards = _own_rewards(cls)
+    return (
+        cls.inline
+        and not any(is_async(hook) for hook in hooks)
+        and not any(is_async(component.function) or component.inline is False for component in rewards)
+    )
+
+
+def _observation(messages: tuple[Message, ...]) -> str:
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n".join(message.content for message in messages)
+
+
+def _readable(message: Message) -> str:
+    calls = [f"{call.name}({json.dumps(dict(call.arguments), default=str)})" for call in message.tool_calls]
+    return " ".join([message.content, *calls]).strip()
+
+
+def _too_many(call: ToolCall, allowed: int) -> ToolResult:
+    text = f"Error: not run; at most {allowed} tool calls are allowed in one turn."
+    return ToolResult(call_id=call.call_id, name=call.name, content=text, is_error=True)
+
+
+def _random_value(kind: Mapping[str, Any], rng: np.random.Generator) -> object:
+    if "enum" in kind:
+        return kind["enum"][int(rng.integers(len(kind["enum"])))]
+    name = kind.get("type")
+    if name == "integer":
+        return int(rng.integers(kind.get("minimum", 0), kind.get("maximum", 100) + 1))
+    if name == "number":
+        return round(float(rng.uniform(-100, 100)), 2)
+    if name == "boolean":
+        return bool(rng.integers(2))
+    if name == "array":
+        return [_random_value(kind.get("items", {}), rng) for _ in range(int(rng.integers(0, 3)))]
+    if name == "object":
+        return random_arguments(kind, rng)
+    return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=5))

@@ -1,0 +1,124 @@
+"""Names of environments: `register`, `make`, and the mirror in Gymnasium's own registry."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import gymnasium
+
+from agentenv.env import AgentEnv
+from agentenv.errors import UnknownEnvError, UsageError, did_you_mean
+
+ENTRY_POINT_GROUP = "agentenv.envs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """An environment's id and how to build it.
+
+    Attributes:
+        env_id: `namespace/Name-v0`.
+        entry_point: import string `module:Class`, which means the same thing in every process.
+        kwargs: JSON-plain constructor arguments.
+        description: one line for listings.
+    """
+
+    env_id: str
+    entry_point: str
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+    description: str = ""
+
+    def load(self) -> type[AgentEnv]:
+        """Import the class.
+
+        Raises:
+            UsageError: the import string leads nowhere, or not to an `AgentEnv`.
+        """
+        module_name, _, attribute = self.entry_point.partition(":")
+        try:
+            found = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"{self.env_id}: cannot import {self.entry_point!r} ({error})") from error
+        if not (isinstance(found, type) and issubclass(found, AgentEnv)):
+            raise UsageError(f"{self.env_id}: {self.entry_point!r} is not a subclass of AgentEnv")
+        return found
+
+
+_registrations: dict[str, Registration] = {}
+
+
+def register(env_id: str, entry_point: str, *, description: str = "", **kwargs: object) -> None:
+    """Register an environment here and with Gymnasium.
+
+    Args:
+        env_id: `namespace/Name-v0`.
+        entry_point: import string `module:Class` of an `AgentEnv`; imported when first made.
+        description: one line for listings.
+        **kwargs: JSON-plain defaults for the constructor.
+
+    Raises:
+        UsageError: the id is taken by another entry point.
+    """
+    entry = Registration(env_id=env_id, entry_point=entry_point, kwargs=kwargs, description=description)
+    known = _registrations.get(env_id)
+    if known is not None and known != entry:
+        raise UsageError(f"{env_id} is already registered for {known.entry_point}; choose another id or version")
+    if known is None:
+        _registrations[env_id] = entry
+        gymnasium.register(
+            id=env_id,
+            entry_point=entry_point,
+            kwargs=cast("dict[str, Any]", dict(kwargs)),
+            vector_entry_point=f"agentenv.vector:{env_id}",
+        )
+
+
+def registration(env_id: str) -> Registration:
+    """Look an id up.
+
+    Raises:
+        UnknownEnvError: with the nearest known id.
+    """
+    found = _registrations.get(env_id)
+    if found is None:
+        hint = did_you_mean(env_id, _registrations)
+        raise UnknownEnvError(f'no environment is registered as "{env_id}".{hint} `agentenv list` shows all of them.')
+    return found
+
+
+def registered() -> tuple[Registration, ...]:
+    """Return all registrations, sorted by id."""
+    return tuple(_registrations[key] for key in sorted(_registrations))
+
+
+def make(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """Make an environment with Gymnasium's standard wrappers, as `gymnasium.make` does."""
+    registration(env_id)
+    return gymnasium.make(env_id, **kwargs)
+
+
+def make_bare(env_id: str, **kwargs: object) -> AgentEnv:
+    """Make the environment itself, without wrappers; what the runner plays.
+
+    Raises:
+        UsageError: an argument does not exist; the message names the near miss.
+    """
+    entry = registration(env_id)
+    env_class = entry.load()
+    try:
+        return env_class(**{**entry.kwargs, **kwargs})  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UsageError(f"{env_id} cannot be made with {kwargs}: {error}") from error
+
+
+def load_plugins() -> None:
+    """Register the environments that installed packages announce.
+
+    A package announces them in its entry-point group `agentenv.envs`: the name is the id, the value the import string.
+    """
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        register(entry.name, entry.value)

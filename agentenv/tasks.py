@@ -1,0 +1,174 @@
+"""Where tasks come from: rows of parquet or JSONL files, in a seeded order that can be resumed."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from agentenv.errors import DataError, UsageError
+from agentenv.messages import Message, as_messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One thing to do.
+
+    Attributes:
+        task_id: unique within its source.
+        prompt: the opening messages; empty where the environment writes its own.
+        answer: the ground truth, for rewards only; never shown to the agent.
+        data: the rest of the row.
+    """
+
+    task_id: str
+    prompt: tuple[Message, ...] = ()
+    answer: str = ""
+    data: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """Contents of the prompt messages, joined by newlines."""
+        return "\n".join(message.content for message in self.prompt)
+
+
+def task_from_row(row: Mapping[str, object], *, where: str = "task row") -> Task:
+    """Read a row with the widely used columns `prompt`, `reward_model.ground_truth`, `extra_info`.
+
+    Args:
+        row: column -> value; columns beside these go to `Task.data`.
+        where: file and row number, for errors.
+
+    Raises:
+        DataError: names the field and what was expected.
+    """
+    if "prompt" not in row:
+        raise DataError(f"{where}: field 'prompt' is missing; found {', '.join(map(str, row)) or 'no field'}")
+    try:
+        prompt = as_messages(cast("str | Sequence[object]", row["prompt"]))
+    except UsageError as error:
+        raise DataError(f"{where}: field 'prompt': {error}") from None
+    reward_model = row.get("reward_model") or {}
+    if not isinstance(reward_model, Mapping):
+        kind = type(reward_model).__name__
+        raise DataError(f"{where}: field 'reward_model' is {kind}; expected a struct {{style, ground_truth}}")
+    extra = row.get("extra_info") or {}
+    if not isinstance(extra, Mapping):
+        raise DataError(f"{where}: field 'extra_info' is {type(extra).__name__}; expected a struct")
+    answer = reward_model.get("ground_truth", row.get("answer", ""))
+    task_id = row.get("task_id", extra.get("index", row.get("id")))
+    data = {key: value for key, value in row.items() if key not in ("prompt", "reward_model")}
+    return Task(
+        task_id=str(task_id) if task_id is not None else where,
+        prompt=prompt,
+        answer="" if answer is None else str(answer),
+        data=data,
+    )
+
+
+def as_task(value: object) -> Task:
+    """Return `options["task"]` as a task: a `Task`, or a row."""
+    if isinstance(value, Task):
+        return value
+    if isinstance(value, Mapping):
+        return task_from_row(cast(Mapping[str, object], value))
+    raise UsageError(f'options["task"] is {type(value).__name__}; expected a Task or a row with a "prompt"')
+
+
+def load_tasks(path: str | Path) -> tuple[Task, ...]:
+    """Load all tasks of a `.parquet` or `.jsonl` file; a file that did not change is read once per process.
+
+    Raises:
+        DataError: names file, row, field and what was expected.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"{file}: no such file")
+    stat = file.stat()
+    return _load(str(file), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=32)
+def _load(path: str, mtime_ns: int, size: int) -> tuple[Task, ...]:
+    if size == 0:
+        raise DataError(f"{path}: the file is empty")
+    suffix = Path(path).suffix
+    if suffix == ".parquet":
+        rows: Iterator[Mapping[str, object]] = _parquet_rows(path)
+    elif suffix in (".jsonl", ".json"):
+        rows = _jsonl_rows(path)
+    else:
+        raise DataError(f"{path}: unknown kind of file {suffix!r}; expected .parquet or .jsonl")
+    tasks = tuple(task_from_row(row, where=f"{path}, row {index}") for index, row in enumerate(rows))
+    if not tasks:
+        raise DataError(f"{path}: the file holds no rows")
+    return tasks
+
+
+def _parquet_rows(path: str) -> Iterator[Mapping[str, object]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file, perhaps truncated ({error})") from error
+    if "prompt" not in table.column_names:
+        raise DataError(f"{path}: column 'prompt' is missing; found {', '.join(table.column_names)}")
+    yield from table.to_pylist()
+
+
+def _jsonl_rows(path: str) -> Iterator[Mapping[str, object]]:
+    with open(path, encoding="utf-8") as lines:
+        try:
+            for index, line in enumerate(lines):
+                if line.strip():
+                    yield _json_row(line, f"{path}, row {index}")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error})") from error
+
+
+def _json_row(line: str, where: str) -> Mapping[str, object]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row is {type(row).__name__}; expected an object")
+    return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOrder:
+    """A seeded endless order over `num_tasks` tasks: every epoch is a fresh permutation.
+
+    The order is a pure function of (seed, position), so resuming needs the position only.
+
+    Attributes:
+        num_tasks: size of the source.
+        seed: of the run.
+        shuffle: False walks the source in its own order.
+    """
+
+    num_tasks: int
+    seed: int
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_tasks < 1:
+            raise UsageError("there are no tasks to order")
+
+    def at(self, position: int) -> int:
+        """Return the index of the task at `position` of the endless order."""
+        epoch, offset = divmod(position, self.num_tasks)
+        return int(_permutation(self.num_tasks, self.seed, epoch)[offset]) if self.shuffle else offset
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(num_tasks: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_tasks)

@@ -1,0 +1,420 @@
+"""Tools: `@tool` turns a documented function into a schema, and `Toolbox` validates and runs the model's calls."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+import json
+import re
+import time
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast, overload
+
+import pydantic
+
+from agentenv.errors import ToolError, ToolSchemaError, UsageError, boundary, did_you_mean
+from agentenv.messages import ToolCall, ToolResult
+from agentenv.offload import call_hook, is_async
+
+F = TypeVar("F", bound=Callable[..., object])
+
+DEFAULT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolOptions:
+    """What `@tool` declares about a function.
+
+    Attributes:
+        read_only: the tool changes nothing that others can see.
+        timeout_s: deadline of one call.
+        inline: True promises that a synchronous function returns within a millisecond; it then runs on the event
+            loop. None takes the environment's own promise, False always uses a worker thread.
+        parallel: calls of one turn may run at the same time; else they run in order of appearance.
+    """
+
+    read_only: bool = False
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    inline: bool | None = None
+    parallel: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """A callable with a name, a JSON schema and a policy.
+
+    Attributes:
+        name: what the model writes.
+        description: first paragraph of the docstring.
+        parameters: JSON schema of the arguments object.
+        function: the callable; keyword arguments only.
+        options: declared policy.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, object]
+    function: Callable[..., object]
+    options: ToolOptions
+    arguments_model: type[pydantic.BaseModel]
+
+    @property
+    def spec(self) -> dict[str, object]:
+        """The OpenAI function-calling entry, as chat templates expect it."""
+        return {
+            "type": "function",
+            "function": {"name": self.name, "description": self.description, "parameters": dict(self.parameters)},
+        }
+
+    def bind(self, owner: object) -> Tool:
+        """Return this tool as a method of `owner`."""
+        return Tool(
+            name=self.name,
+            description=self.description,
+            parameters=self.parameters,
+            function=functools.partial(self.function, owner),
+            options=self.options,
+            arguments_model=self.arguments_model,
+        )
+
+    def read_arguments(self, arguments: Mapping[str, object]) -> dict[str, object]:
+        """Validate the model's arguments.
+
+        Raises:
+            ToolError: names every field that is wrong and what was expected, in words for the model.
+        """
+        try:
+            values = self.arguments_model.model_validate(arguments)
+        except pydantic.ValidationError as error:
+            raise ToolError(_explain(self, error)) from None
+        except RecursionError:
+            raise ToolError(f"{self.name}: arguments are nested too deeply") from None
+        # model_fields_set keeps the function's own defaults; getattr keeps nested models as objects
+        return {name: getattr(values, name) for name in values.model_fields_set}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One line of the audit log of tool calls."""
+
+    tool: str
+    arguments: Mapping[str, object]
+    is_error: bool
+    result_sha256: str
+    duration_s: float
+
+
+@dataclass(kw_only=True)
+class Toolbox:
+    """The tools of one episode and what may be done with them.
+
+    Attributes:
+        tools: by name.
+        inline_default: the environment's promise for tools that make none.
+        audit: who, what, arguments, result digest, time; kept when `keep_audit`.
+    """
+
+    tools: Mapping[str, Tool]
+    inline_default: bool = False
+    keep_audit: bool = False
+    audit: list[AuditEntry] = field(default_factory=list)
+
+    @property
+    def specs(self) -> tuple[dict[str, object], ...]:
+        """Schemas for the chat template."""
+        return tuple(tool.spec for tool in self.tools.values())
+
+    @functools.cached_property
+    def never_waits(self) -> bool:
+        """True when no tool can suspend: every one is synchronous and inline."""
+        return all(not is_async(tool.function) and self._is_inline(tool) for tool in self.tools.values())
+
+    async def run_all(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
+        """Run the calls of one turn; results stand in the order of the calls.
+
+        Neighbouring calls of tools declared `parallel` run at the same time, the others one after the other.
+
+        Raises:
+            EpisodeError: with side `"tool"`; calls that ran beside the failing one are cancelled.
+        """
+        results: list[ToolResult] = []
+        start = 0
+        while start < len(calls):
+            end = start + 1
+            while end < len(calls) and self._is_parallel(calls[start]) and self._is_parallel(calls[end]):
+                end += 1
+            if end == start + 1:
+                results.append(await self.run(calls[start]))
+            else:
+                results.extend(await self._together(calls[start:end]))
+            start = end
+        return results
+
+    async def _together(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self.run(call)) for call in calls]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    def _is_parallel(self, call: ToolCall) -> bool:
+        tool = self.tools.get(call.name)
+        return tool is not None and tool.options.parallel
+
+    def _is_inline(self, tool: Tool) -> bool:
+        return self.inline_default if tool.options.inline is None else tool.options.inline
+
+    async def run(self, call: ToolCall) -> ToolResult:
+        """Run one call and return what the model is told.
+
+        Malformed attempts, unknown names, refused arguments and `ToolError` become error results. Anything else
+        that a tool raises, or a deadline that it misses, is an infrastructure failure.
+
+        Raises:
+            EpisodeError: with side `"tool"`.
+        """
+        started = time.perf_counter() if self.keep_audit else 0.0
+        try:
+            content, is_error = await self._content(call), False
+        except ToolError as refused:
+            content, is_error = f"Error: {refused}", True
+        if self.keep_audit:
+            digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()
+            duration_s = time.perf_counter() - started
+            self.audit.append(
+                AuditEntry(
+                    tool=call.name, arguments=call.arguments, is_error=is_error, result_sha256=digest, duration_s=duration_s
+                )
+            )
+        return ToolResult(call_id=call.call_id, name=call.name, content=content, is_error=is_error)
+
+    async def _content(self, call: ToolCall) -> str:
+        if call.status != "ok":
+            raise ToolError(_MALFORMED[call.status])
+        tool = self.tools.get(call.name)
+        if tool is None:
+            allowed = ", ".join(self.tools) or "none"
+            raise ToolError(f'unknown tool "{call.name}". Available tools: {allowed}.{did_you_mean(call.name, self.tools)}')
+        arguments = tool.read_arguments(call.arguments)
+        with boundary("tool", tool.name):
+            value = await call_hook(
+                tool.function,
+                kwargs=arguments,
+                inline=self._is_inline(tool),
+                timeout_s=tool.options.timeout_s,
+                side="tool",
+                where=tool.name,
+            )
+            return as_tool_text(value)
+
+
+_MALFORMED: Mapping[str, str] = {
+    "invalid_json": 'the tool call is not valid JSON. Write {"name": ..., "arguments": {...}}.',
+    "unclosed_block": "the tool call was not closed.",
+    "missing_name": 'the tool call has no "name".',
+    "malformed_structure": 'the tool call must be an object {"name": ..., "arguments": {...}}.',
+    "unknown_tool": "the tool does not exist.",
+}
+
+
+def as_tool_text(value: object) -> str:
+    """Return what a tool gave back as text: strings unchanged, models and containers as JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "ok"
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump_json()
+    return json.dumps(value, default=_jsonable, ensure_ascii=False)
+
+
+@overload
+def tool(function: F) -> F: ...
+
+
+@overload
+def tool(
+    *,
+    read_only: bool = False,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    inline: bool | None = None,
+    parallel: bool = False,
+) -> Callable[[F], F]: ...
+
+
+def tool(function: Callable[..., object] | None = None, **options: Any) -> Any:
+    """Mark a function or method as a tool.
+
+    Type hints and the Google-style docstring become the JSON schema; both are required, because the model reads
+    nothing else.
+
+    Raises:
+        ToolSchemaError: at decoration, naming what is missing.
+    """
+    if function is None:
+        return lambda decorated: tool_marked(decorated, ToolOptions(**options))
+    return tool_marked(function, ToolOptions(**options))
+
+
+def tool_marked(function: F, options: ToolOptions) -> F:
+    """Attach the schema of `function` to it and return it."""
+    function.__agentenv_tool__ = _make_tool(function, options)  # type: ignore[attr-defined]
+    return function
+
+
+def as_tool(function: Callable[..., object]) -> Tool:
+    """Return the tool that `@tool` made of a plain function, bound if it is a bound method.
+
+    Raises:
+        UsageError: the function is not decorated.
+    """
+    made = getattr(function, "__agentenv_tool__", None)
+    if made is None:
+        name = getattr(function, "__qualname__", repr(function))
+        raise UsageError(f"{name} is not a tool; decorate it with @tool")
+    owner = getattr(function, "__self__", None)
+    return made if owner is None else made.bind(owner)
+
+
+@functools.lru_cache(maxsize=256)
+def tools_of_class(cls: type) -> tuple[Tool, ...]:
+    """Return the tools that a class declares, base classes first, in order of definition; overrides replace."""
+    found: dict[str, Tool] = {}
+    for base in reversed(cls.__mro__):
+        for name, member in vars(base).items():
+            made = getattr(member, "__agentenv_tool__", None)
+            if made is not None:
+                found[name] = made
+            elif name in found:
+                del found[name]  # a subclass removed the tool by overriding it with something else
+    return tuple(found.values())
+
+
+def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
+    name = function.__name__
+    where = f"tool {function.__qualname__}"
+    doc = inspect.getdoc(function)
+    if not doc:
+        raise ToolSchemaError(f"{where} has no docstring; its first paragraph tells the model what the tool does")
+    summary, documented = parse_docstring(doc)
+    try:
+        hints = typing.get_type_hints(function, localns=_late_names(function), include_extras=True)
+    except NameError as error:
+        raise ToolSchemaError(f"{where}: a type hint cannot be resolved ({error}); import it at module level") from error
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in ("self", "cls"):
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise ToolSchemaError(f"{where}: parameter {parameter.name!r} must be an ordinary named parameter")
+        if parameter.name not in hints:
+            raise ToolSchemaError(f"{where}: parameter {parameter.name!r} has no type hint; the schema is made from hints")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hints[parameter.name], pydantic.Field(default, description=documented.pop(parameter.name, None)))
+    if documented:
+        raise ToolSchemaError(f"{where}: the docstring documents {', '.join(documented)}, which the signature does not have")
+    model = pydantic.create_model(name, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+    try:
+        schema = model.model_json_schema()
+    except pydantic.errors.PydanticInvalidForJsonSchema as error:
+        raise ToolSchemaError(f"{where}: a parameter type has no JSON schema ({error})") from error
+    return Tool(
+        name=name,
+        description=summary,
+        parameters=cast(Mapping[str, object], _without_titles(schema)),
+        function=function,
+        options=options,
+        arguments_model=model,
+    )
+
+
+_SECTION = re.compile(r"^(Args|Arguments|Returns|Raises|Yields|Example|Examples|Note|Notes):\s*$")
+_ARGUMENT = re.compile(r"^(\w+)(?:\s*\([^)]*\))?:\s*(.*)$")
+
+
+def parse_docstring(doc: str) -> tuple[str, dict[str, str]]:
+    """Split a Google-style docstring into the text before its sections and the argument descriptions."""
+    summary: list[str] = []
+    arguments: dict[str, str] = {}
+    section, current = "", ""
+    for line in doc.splitlines():
+        header = _SECTION.match(line)
+        if header:
+            section, current = header.group(1), ""
+        elif not section:
+            summary.append(line)
+        elif section in ("Args", "Arguments") and line.strip():
+            entry = _ARGUMENT.match(line.strip())
+            indent = len(line) - len(line.lstrip())
+            if entry and indent <= 4:
+                current = entry.group(1)
+                arguments[current] = entry.group(2)
+            elif current:
+                arguments[current] += " " + line.strip()
+    return "\n".join(summary).strip(), arguments
+
+
+def _late_names(function: Callable[..., object]) -> dict[str, object]:
+    """Names from closures, so that tools defined inside functions may use local types."""
+    if not isinstance(function, types.FunctionType):
+        return {}
+    return dict(inspect.getclosurevars(function).nonlocals)
+
+
+def _without_titles(schema: object) -> object:
+    """Drop the `title` keys that pydantic adds; a property that is itself called title stays."""
+    if isinstance(schema, list):
+        return [_without_titles(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out: dict[str, object] = {}
+    for key, value in schema.items():
+        if key in ("properties", "$defs") and isinstance(value, dict):
+            out[key] = {name: _without_titles(item) for name, item in value.items()}
+        elif key != "title":
+            out[key] = _without_titles(value)
+    return out
+
+
+def _explain(tool: Tool, error: pydantic.ValidationError) -> str:
+    problems: list[str] = []
+    known = list(tool.arguments_model.model_fields)
+    for item in error.errors(include_url=False)[:5]:
+        path = ".".join(str(part) for part in item["loc"]) or "arguments"
+        text = item["msg"]
+        if item["type"] == "extra_forbidden":
+            text = f"unknown argument; allowed: {', '.join(known) or 'none'}.{did_you_mean(str(item['loc'][-1]), known)}"
+        problems.append(f"{path}: {text}")
+    return f"invalid arguments for {tool.name}: " + "; ".join(problems)
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in cast(Any, value).__dataclass_fields__}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if hasattr(value, "tolist"):
+        return cast(Any, value).tolist()
+    return str(value)
+
+
+def toolbox_of(tools: Sequence[Tool], *, inline_default: bool = False, keep_audit: bool = False) -> Toolbox:
+    """Return a toolbox over the given tools.
+
+    Raises:
+        UsageError: two tools share a name.
+    """
+    by_name: dict[str, Tool] = {}
+    for item in tools:
+        if item.name in by_name:
+            raise UsageError(f'two tools are called "{item.name}"; the model could not tell them apart, rename one')
+        by_name[item.name] = item
+    return Toolbox(tools=by_name, inline_default=inline_default, keep_audit=keep_audit)

@@ -1,0 +1,1 @@
+"""Find a hidden number; the tool's reply carries the remaining range."""

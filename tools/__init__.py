@@ -1,0 +1,1 @@
+"""Tool implementations that environments share."""
