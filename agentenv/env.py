@@ -183,9 +183,7 @@ class AgentEnv(gymnasium.Env[str, Action]):
         self._stop = reason
         self._state = "done"
         components = await self.rubric.score_end()
-        return Step(
-            messages=(), reward_components=components, turn_reward_components=_NOTHING, stop_reason=reason
-        )
+        return Step(messages=(), reward_components=components, turn_reward_components=_NOTHING, stop_reason=reason)
 
     async def close_async(self) -> None:
         """Free everything; idempotent."""
@@ -194,9 +192,7 @@ class AgentEnv(gymnasium.Env[str, Action]):
 
     # Gymnasium's synchronous facade over the same coroutines.
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode; `options={"task": row}` chooses the task."""
         given = (options or {}).get("task")
         step = self._run(self.reset_async(seed=seed, task=None if given is None else as_task(given)))

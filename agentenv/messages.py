@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from agentenv.errors import UsageError
 
@@ -13,6 +13,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 CallStatus = Literal["ok", "invalid_json", "unclosed_block", "missing_name", "malformed_structure", "unknown_tool"]
+CALL_STATUSES: tuple[CallStatus, ...] = get_args(CallStatus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,7 @@ def decode_arguments(value: object) -> tuple[Mapping[str, object], CallStatus]:
             return {}, "invalid_json"
     if value is None:
         return {}, "ok"
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         return {}, "malformed_structure"
     return cast(Mapping[str, object], value), "ok"
 
@@ -179,7 +180,8 @@ def _call_from_value(value: object, index: int) -> ToolCall:
     body = cast(Mapping[str, object], body)
     name, raw = body.get("name"), str(call.get("raw") or "")
     if call.get("status") not in (None, "ok"):
-        status = cast(CallStatus, call["status"])
+        given = call["status"]
+        status = cast(CallStatus, given) if given in CALL_STATUSES else "malformed_structure"
         return malformed_call(call_id=call_id, status=status, raw=raw, name=str(name or ""))
     if not isinstance(name, str) or not name:
         return malformed_call(call_id=call_id, status="missing_name", raw=repr(value)[:2000])

@@ -49,9 +49,11 @@ async def call_hook(
     if is_async(function):
         return await _with_deadline(function(*args, **kwargs), timeout_s=timeout_s, side=side, where=where)  # type: ignore[arg-type]
     if inline:
-        value = function(*args, **kwargs)
+        value = _contained(function, *args, **kwargs)
     else:
-        value = await _in_thread(functools.partial(function, *args, **kwargs), timeout_s=timeout_s, side=side, where=where)
+        value = await _in_thread(
+            functools.partial(_contained, function, *args, **kwargs), timeout_s=timeout_s, side=side, where=where
+        )
     if inspect.isawaitable(value):  # a synchronous wrapper around a coroutine function
         return await _with_deadline(value, timeout_s=timeout_s, side=side, where=where)
     return value
@@ -71,12 +73,15 @@ def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end from synchronous code: the facade under Gymnasium's `reset` and `step`.
 
     A coroutine that never has to wait costs no event loop. One that waits runs on this thread's private loop; from
-    inside a running loop it runs on a helper thread, so notebooks work too.
+    inside a running loop it runs on a helper thread of this thread, so notebooks work too. The helper stays, because
+    what `setup` tied to its loop must still work in later steps.
     """
-    if _is_in_loop():
-        with ThreadPoolExecutor(1, thread_name_prefix="agentenv-facade") as helper:
-            return helper.submit(_thread_loop_run, coroutine).result()
-    return _thread_loop_run(coroutine)
+    if not _is_in_loop():
+        return _thread_loop_run(coroutine)
+    helper: ThreadPoolExecutor | None = getattr(_local, "helper", None)
+    if helper is None:
+        helper = _local.helper = ThreadPoolExecutor(1, thread_name_prefix="agentenv-facade")
+    return helper.submit(_thread_loop_run, coroutine).result()
 
 
 def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -96,6 +101,17 @@ def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
 def num_abandoned_threads() -> int:
     """Number of worker threads that ran past their deadline and have not come back."""
     return len(_hung)
+
+
+def _contained(function: Callable[..., object], *args: object, **kwargs: object) -> object:
+    """Call a hook; exceptions that would end a generator, or the program, become ordinary ones.
+
+    A bare `next()` raises StopIteration, which no future can carry, and argument parsers raise SystemExit.
+    """
+    try:
+        return function(*args, **kwargs)
+    except (StopIteration, SystemExit) as error:
+        raise RuntimeError(f"{type(error).__name__} was raised: {error}") from error
 
 
 async def _with_deadline(awaitable: Any, *, timeout_s: float, side: Side, where: str) -> object:

@@ -203,7 +203,9 @@ async def _group_values(component: Reward, scored: Sequence[Trajectory]) -> Sequ
             where=component.name,
         )
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(scored):
-            raise EpisodeError("reward", component.name, f"must return a list of {len(scored)} numbers, returned {values!r}")
+            raise EpisodeError(
+                "reward", component.name, f"must return a list of {len(scored)} numbers, returned {values!r}"
+            )
         return values
 
 

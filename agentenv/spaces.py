@@ -12,7 +12,21 @@ import numpy as np
 Action = str | dict[str, object]
 """What an agent does: text, or a message dict that may carry `tool_calls`."""
 
-_WORDS = ("yes", "no", "7", "-3.5", "hello world", "\n", "<tool_call>", "</tool_call>", "{}", '{"name": 1}', "ü漢🙂", "\x00", "")
+_WORDS = (
+    "yes",
+    "no",
+    "7",
+    "-3.5",
+    "hello world",
+    "\n",
+    "<tool_call>",
+    "</tool_call>",
+    "{}",
+    '{"name": 1}',
+    "ü漢🙂",
+    "\x00",
+    "",
+)
 
 
 class TextSpace(gymnasium.Space[str]):
@@ -78,6 +92,8 @@ class MessageSpace(gymnasium.Space[Action]):
         super().__init__(shape=None, dtype=None, seed=seed)
         self.tool_names = tuple(tool_names)
         self.text = TextSpace(max_length)
+        if seed is not None:
+            self.text.seed(int(self.np_random.integers(2**31)))
 
     def seed(self, seed: Any = None) -> Any:
         """Seed this space and its text."""
@@ -92,7 +108,9 @@ class MessageSpace(gymnasium.Space[Action]):
         if kind == 0:
             return self.text.sample()
         name = str(self.np_random.choice([*self.tool_names, "no_such_tool"]))
-        arguments: dict[str, object] = {} if kind == 1 else {"text": self.text.sample(), "number": int(self.np_random.integers(100))}
+        arguments: dict[str, object] = (
+            {} if kind == 1 else {"text": self.text.sample(), "number": int(self.np_random.integers(100))}
+        )
         if kind == 2:
             return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
         call = {"id": "call_0", "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -12,8 +12,13 @@ from agentenv.messages import Message, ToolCall, decode_arguments, malformed_cal
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
-def parse_turn(text: str) -> Message:
-    """Split an assistant's text into content and tool calls; malformed attempts are kept with their status."""
+def parse_turn(text: str, *, id_prefix: str = "call") -> Message:
+    """Split an assistant's text into content and tool calls; malformed attempts are kept with their status.
+
+    Args:
+        text: one assistant turn.
+        id_prefix: the calls are named `{id_prefix}_0`, `{id_prefix}_1`...; give one per turn to keep ids unique.
+    """
     start = text.find(OPEN)
     if start < 0:
         return Message(role="assistant", content=text)
@@ -23,7 +28,7 @@ def parse_turn(text: str) -> Message:
         body_start = start + len(OPEN)
         end = text.find(CLOSE, body_start)
         raw = text[body_start:] if end < 0 else text[body_start:end]
-        calls.append(_read_call(raw, call_id=f"call_{len(calls)}", is_closed=end >= 0))
+        calls.append(_read_call(raw, call_id=f"{id_prefix}_{len(calls)}", is_closed=end >= 0))
         start = -1 if end < 0 else text.find(OPEN, end)
     return Message(role="assistant", content=content, tool_calls=tuple(calls))
 

@@ -63,9 +63,9 @@ class Tool:
     options: ToolOptions
     arguments_model: type[pydantic.BaseModel]
 
-    @property
+    @functools.cached_property
     def spec(self) -> dict[str, object]:
-        """The OpenAI function-calling entry, as chat templates expect it."""
+        """The OpenAI function-calling entry, as chat templates expect it; one object for all bound copies."""
         return {
             "type": "function",
             "function": {"name": self.name, "description": self.description, "parameters": dict(self.parameters)},
@@ -73,7 +73,7 @@ class Tool:
 
     def bind(self, owner: object) -> Tool:
         """Return this tool as a method of `owner`."""
-        return Tool(
+        bound = Tool(
             name=self.name,
             description=self.description,
             parameters=self.parameters,
@@ -81,6 +81,8 @@ class Tool:
             options=self.options,
             arguments_model=self.arguments_model,
         )
+        bound.__dict__["spec"] = self.spec  # fills the cache of the copy
+        return bound
 
     def read_arguments(self, arguments: Mapping[str, object]) -> dict[str, object]:
         """Validate the model's arguments.
@@ -124,7 +126,7 @@ class Toolbox:
     keep_audit: bool = False
     audit: list[AuditEntry] = field(default_factory=list)
 
-    @property
+    @functools.cached_property
     def specs(self) -> tuple[dict[str, object], ...]:
         """Schemas for the chat template."""
         return tuple(tool.spec for tool in self.tools.values())
@@ -189,7 +191,11 @@ class Toolbox:
             duration_s = time.perf_counter() - started
             self.audit.append(
                 AuditEntry(
-                    tool=call.name, arguments=call.arguments, is_error=is_error, result_sha256=digest, duration_s=duration_s
+                    tool=call.name,
+                    arguments=call.arguments,
+                    is_error=is_error,
+                    result_sha256=digest,
+                    duration_s=duration_s,
                 )
             )
         return ToolResult(call_id=call.call_id, name=call.name, content=content, is_error=is_error)
@@ -200,7 +206,9 @@ class Toolbox:
         tool = self.tools.get(call.name)
         if tool is None:
             allowed = ", ".join(self.tools) or "none"
-            raise ToolError(f'unknown tool "{call.name}". Available tools: {allowed}.{did_you_mean(call.name, self.tools)}')
+            raise ToolError(
+                f'unknown tool "{call.name}". Available tools: {allowed}.{did_you_mean(call.name, self.tools)}'
+            )
         arguments = tool.read_arguments(call.arguments)
         with boundary("tool", tool.name):
             value = await call_hook(
@@ -306,7 +314,9 @@ def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
     try:
         hints = typing.get_type_hints(function, localns=_late_names(function), include_extras=True)
     except NameError as error:
-        raise ToolSchemaError(f"{where}: a type hint cannot be resolved ({error}); import it at module level") from error
+        raise ToolSchemaError(
+            f"{where}: a type hint cannot be resolved ({error}); import it at module level"
+        ) from error
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in ("self", "cls"):
@@ -314,12 +324,21 @@ def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise ToolSchemaError(f"{where}: parameter {parameter.name!r} must be an ordinary named parameter")
         if parameter.name not in hints:
-            raise ToolSchemaError(f"{where}: parameter {parameter.name!r} has no type hint; the schema is made from hints")
+            raise ToolSchemaError(
+                f"{where}: parameter {parameter.name!r} has no type hint; the schema is made from hints"
+            )
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (hints[parameter.name], pydantic.Field(default, description=documented.pop(parameter.name, None)))
+        fields[parameter.name] = (
+            hints[parameter.name],
+            pydantic.Field(default, description=documented.pop(parameter.name, None)),
+        )
     if documented:
-        raise ToolSchemaError(f"{where}: the docstring documents {', '.join(documented)}, which the signature does not have")
-    model = pydantic.create_model(name, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+        raise ToolSchemaError(
+            f"{where}: the docstring documents {', '.join(documented)}, which the signature does not have"
+        )
+    model = pydantic.create_model(
+        name, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
+    )
     try:
         schema = model.model_json_schema()
     except pydantic.errors.PydanticInvalidForJsonSchema as error:
@@ -327,7 +346,7 @@ def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
     return Tool(
         name=name,
         description=summary,
-        parameters=cast(Mapping[str, object], _without_titles(schema)),
+        parameters=cast(Mapping[str, object], _for_model(schema)),
         function=function,
         options=options,
         arguments_model=model,
@@ -367,18 +386,25 @@ def _late_names(function: Callable[..., object]) -> dict[str, object]:
     return dict(inspect.getclosurevars(function).nonlocals)
 
 
-def _without_titles(schema: object) -> object:
-    """Drop the `title` keys that pydantic adds; a property that is itself called title stays."""
+_SCHEMA_ORDER = ("type", "description", "enum", "properties", "items", "required")
+
+
+def _for_model(schema: object) -> object:
+    """Return the schema as a model should read it: type first, without pydantic's titles and strictness flag.
+
+    A property that is itself called `title` stays. Unknown arguments are refused when a call is validated, so the
+    prompt need not spend tokens on saying so.
+    """
     if isinstance(schema, list):
-        return [_without_titles(item) for item in schema]
+        return [_for_model(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    out: dict[str, object] = {}
+    out: dict[str, object] = {key: None for key in _SCHEMA_ORDER if key in schema}
     for key, value in schema.items():
         if key in ("properties", "$defs") and isinstance(value, dict):
-            out[key] = {name: _without_titles(item) for name, item in value.items()}
-        elif key != "title":
-            out[key] = _without_titles(value)
+            out[key] = {name: _for_model(item) for name, item in value.items()}
+        elif key not in ("title", "additionalProperties") or isinstance(value, dict):
+            out[key] = _for_model(value)
     return out
 
 
@@ -389,7 +415,9 @@ def _explain(tool: Tool, error: pydantic.ValidationError) -> str:
         path = ".".join(str(part) for part in item["loc"]) or "arguments"
         text = item["msg"]
         if item["type"] == "extra_forbidden":
-            text = f"unknown argument; allowed: {', '.join(known) or 'none'}.{did_you_mean(str(item['loc'][-1]), known)}"
+            text = (
+                f"unknown argument; allowed: {', '.join(known) or 'none'}.{did_you_mean(str(item['loc'][-1]), known)}"
+            )
         problems.append(f"{path}: {text}")
     return f"invalid arguments for {tool.name}: " + "; ".join(problems)
 

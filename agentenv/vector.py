@@ -124,5 +124,3 @@ def _seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int |
     if len(seed) != num_envs:
         raise UsageError(f"{len(seed)} seeds were given for {num_envs} environments")
     return list(seed)
-
-

@@ -1,0 +1,68 @@
+"""Bounds how much runs at once, in episodes and in tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Admission:
+    """Admits episodes in order while the tokens that they are expected to hold fit a budget.
+
+    An episode is expected to grow to the running mean of finished ones. One episode is always admitted, so that a
+    budget smaller than an episode slows the run and does not stop it.
+
+    Args:
+        max_episodes: episodes at once.
+        max_tokens: tokens that running episodes may hold together; engines' caches are sized in tokens.
+        expected_tokens: first guess of an episode's length.
+    """
+
+    def __init__(self, *, max_episodes: int, max_tokens: int, expected_tokens: int = 512) -> None:
+        self.max_episodes = max_episodes
+        self.max_tokens = max_tokens
+        self._expected = float(expected_tokens)
+        self._num_running = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def num_running(self) -> int:
+        """Episodes admitted and not finished."""
+        return self._num_running
+
+    async def enter(self) -> None:
+        """Wait for a place."""
+        if not self._waiting and self._has_room():
+            self._num_running += 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._num_running -= 1  # the place was given just before the cancellation
+                self._fill()
+            raise
+
+    def leave(self, *, num_tokens: int) -> None:
+        """Give the place back.
+
+        Args:
+            num_tokens: how many tokens the episode came to hold.
+        """
+        self._num_running -= 1
+        self._expected += 0.05 * (num_tokens - self._expected)
+        self._fill()
+
+    def _has_room(self) -> bool:
+        if self._num_running == 0:
+            return True
+        return self._num_running < self.max_episodes and (self._num_running + 1) * self._expected <= self.max_tokens
+
+    def _fill(self) -> None:
+        while self._waiting and self._has_room():
+            place = self._waiting.popleft()
+            if not place.done():
+                self._num_running += 1
+                place.set_result(None)

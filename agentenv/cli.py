@@ -1,0 +1,194 @@
+"""The `agentenv` command. Every command imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from agentenv import __version__
+from agentenv.errors import AgentEnvError
+
+app = typer.Typer(
+    help="Train language-model agents in Gymnasium environments.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+check_app = typer.Typer(help="Check that an environment keeps its promises.", no_args_is_help=True, rich_markup_mode=None)
+prepare_app = typer.Typer(help="Turn data sets into task files.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(check_app, name="check")
+app.add_typer(prepare_app, name="prepare")
+
+Policy = Literal["human", "oracle", "demonstrate", "random", "engine"]
+EnvId = Annotated[str, typer.Argument(help="Registered id, e.g. agentenv/GuessNumber-v0.")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(help="Dotted overrides: section.key=value.")]  # noqa: UP045
+EnvOptions = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--env", help="Constructor argument of the environment, key=value; repeatable."),
+]
+ModelPath = Annotated[Optional[str], typer.Option(help="Model folder or Hub id, for --policy engine.")]  # noqa: UP045
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends with one line and exit code 2."""
+    try:
+        app()
+    except AgentEnvError as error:
+        typer.echo(f"agentenv: {error}", err=True)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"agentenv {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def play(
+    env_id: EnvId,
+    policy: Annotated[Policy, typer.Option(help="Who plays.")] = "human",
+    seed: Annotated[int, typer.Option(help="Seed of the environment.")] = 0,
+    model: ModelPath = None,
+    env: EnvOptions = None,
+) -> None:
+    """Play one episode in the terminal."""
+    _call("agentenv.play:play_in_terminal", env_id, policy=policy, seed=seed, model=model, env_kwargs=_pairs(env))
+
+
+@app.command("eval")
+def evaluate(
+    env_id: EnvId,
+    policy: Annotated[Policy, typer.Option(help="Who plays.")] = "oracle",
+    num_episodes: Annotated[int, typer.Option("-n", "--num-episodes", help="Episodes to play.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
+    temperature: Annotated[float, typer.Option(help="For --policy engine; 0 is greedy.")] = 1.0,
+    model: ModelPath = None,
+    env: EnvOptions = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure a policy: success, reward, turns, tokens, format, and how episodes ended."""
+    summary = _call(
+        "agentenv.play:evaluate_policy",
+        env_id,
+        policy=policy,
+        num_episodes=num_episodes,
+        seed=seed,
+        temperature=temperature,
+        model=model,
+        env_kwargs=_pairs(env),
+    )
+    if as_json:
+        typer.echo(json.dumps(summary.as_dict()))
+    else:
+        _call("agentenv.play:show_summary", summary)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="YAML file of the run.")],
+    overrides: Overrides = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the run's folder.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Train: demonstrations, warm start, reinforcement learning, evaluation, report."""
+    _call("agentenv.trainers.command:train", config, _named(overrides, name), resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def quickstart(
+    overrides: Overrides = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the run's folder.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Train a small tool-using agent from nothing, in about three minutes on a laptop."""
+    _call("agentenv.trainers.command:quickstart", _named(overrides, name), resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def replay(
+    run: Annotated[str, typer.Argument(help="Run folder whose stored trajectories are trained on again.")],
+    overrides: Overrides = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the new run's folder.")] = None,  # noqa: UP045
+) -> None:
+    """Train again from stored trajectories, with the same or another algorithm."""
+    _call("agentenv.trainers.command:replay", run, _named(overrides, name))
+
+
+@app.command("list")
+def list_envs() -> None:
+    """List the registered environments."""
+    _call("agentenv.play:show_catalogue")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what works, and what to do about the rest."""
+    _call("agentenv.play:show_diagnosis")
+
+
+@app.command("config")
+def show_config(
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a run file.")] = False,
+    reference: Annotated[bool, typer.Option("--reference", help="Print all keys as a Markdown table.")] = False,
+) -> None:
+    """Describe the keys of a run file."""
+    if schema:
+        typer.echo(json.dumps(_call("agentenv.trainers.command:config_schema"), indent=2))
+    elif reference:
+        typer.echo(_call("agentenv.trainers.command:config_reference"))
+    else:
+        _call("agentenv.trainers.command:show_keys")
+
+
+@check_app.command("env")
+def check_env(
+    env_id: EnvId,
+    num_seeds: Annotated[int, typer.Option(help="Episodes per policy.")] = 20,
+    env: EnvOptions = None,
+) -> None:
+    """Run Gymnasium's checks and ours on an environment."""
+    if not _call("agentenv.play:show_env_check", env_id, num_seeds=num_seeds, env_kwargs=_pairs(env)):
+        raise typer.Exit(1)
+
+
+@prepare_app.command("gsm8k")
+def prepare_gsm8k(
+    source: Annotated[str, typer.Option(help="Folder with train.jsonl and test.jsonl, or a Hub id.")],
+    out: Annotated[Optional[str], typer.Option(help="Where the parquet files go; the user's cache by default.")] = None,  # noqa: UP045
+) -> None:
+    """Write GSM8K as task files that agentenv/GSM8K-v0 finds."""
+    for path in _call("agentenv.envs.gsm8k.prepare:prepare", source, out=out):
+        typer.echo(f"wrote {path}")
+
+
+def _call(target: str, *args: Any, **kwargs: Any) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+
+def _pairs(items: list[str] | None) -> dict[str, object]:
+    """Read `key=value` options; values are YAML scalars."""
+    import yaml
+
+    out: dict[str, object] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--env {item!r}: write key=value")
+        out[key] = yaml.safe_load(value)
+    return out
+
+
+def _named(overrides: list[str] | None, name: str | None) -> list[str]:
+    return [*(overrides or []), *([f"name={json.dumps(name)}"] if name else [])]

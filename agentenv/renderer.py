@@ -1,0 +1,424 @@
+"""Messages to token ids and back, token-exactly; the only file that knows chat templates.
+
+Model families come from the `renderers` package. Everything else goes through the model's own chat template, with
+an exact-prefix check of ours. Three things repeat in every rollout and are cached: opening prompts (all members of
+a group share one), observations, and parses of completions.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol, cast
+
+from agentenv.errors import ModelError, UsageError, did_you_mean
+from agentenv.messages import Message, ToolCall, decode_arguments, malformed_call
+from agentenv.text_calls import parse_turn
+from agentenv.tokenizer import LeanTokenizer, neutraliser
+
+logger = logging.getLogger(__name__)
+
+ToolSpecs = tuple[Mapping[str, object], ...]
+CutSide = Literal["head", "tail", "middle"]
+
+_PROBE_TOOL: Mapping[str, object] = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Look.",
+        "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
+    },
+}
+_MAX_TOOL_SETS = 4096
+_CUT_MARK = "\n[... {} tokens omitted ...]\n"
+
+
+class _Family(Protocol):
+    """What a model family must answer; implemented by adapters over `renderers` and over chat templates."""
+
+    stop_ids: tuple[int, ...]
+
+    def prompt(self, messages: Sequence[Message], tools: ToolSpecs) -> list[int]: ...
+
+    def continuation(self, messages: tuple[Message, ...], tools: ToolSpecs) -> list[int] | None: ...
+
+    def parse(self, token_ids: list[int], tools: ToolSpecs) -> Message: ...
+
+    def turn(self, message: Message, tools: ToolSpecs) -> list[int]: ...
+
+
+class Renderer:
+    """Renders conversations for one tokenizer.
+
+    Args:
+        tokenizer: of the model.
+        family: `"auto"`, a family of the `renderers` package such as `"qwen3"` or `"llama-3"`, or `"template"` for
+            the model's own chat template.
+
+    Attributes:
+        family_name: the family in use.
+        stop_ids: ids that end a turn.
+    """
+
+    def __init__(self, tokenizer: LeanTokenizer, *, family: str = "auto") -> None:
+        self.tokenizer = tokenizer
+        self.family_name = detect_family(tokenizer) if family == "auto" else family
+        self._family = _make_family(tokenizer, self.family_name)
+        self.stop_ids = self._family.stop_ids
+        self._clean_prompt = neutraliser(tokenizer.special_tokens)
+        self._clean_tool = neutraliser(tokenizer.added_tokens)
+        self._prompts = functools.lru_cache(maxsize=2048)(self._prompt)
+        self._continuations = functools.lru_cache(maxsize=8192)(self._continuation)
+        self._parses = functools.lru_cache(maxsize=8192)(self._parse)
+        self._turns = functools.lru_cache(maxsize=8192)(self._turn)
+        # holding the specs keeps their ids from being reused
+        self._tools_seen: dict[tuple[int, ...], tuple[ToolSpecs, str]] = {}
+        self._tools_by_text: dict[str, ToolSpecs] = {"": ()}
+
+    def prompt_ids(self, messages: Sequence[Message], *, tools: ToolSpecs = ()) -> tuple[int, ...]:
+        """Render a whole conversation up to where the assistant starts to write."""
+        return self._prompts(_key(messages), self._tools_key(tools))
+
+    def continuation_ids(self, messages: Sequence[Message], *, is_closed: bool, tools: ToolSpecs = ()) -> tuple[int, ...] | None:
+        """Return the ids that follow a sampled turn: what closes it, the new messages, the next turn's opening.
+
+        Args:
+            messages: new messages, none of them an assistant's.
+            is_closed: True when the sampled turn ended with a stop id; else the close is written here.
+            tools: as in the prompt.
+
+        Returns:
+            ids to append to prompt + completion, or None when the template rewrites history, so that the caller must
+            render the conversation anew and start a new training sequence.
+        """
+        if any(message.role == "assistant" for message in messages):
+            raise UsageError("an assistant message cannot be appended without re-encoding what was sampled")
+        ids = self._continuations(_key(messages), self._tools_key(tools))
+        if ids is None:
+            return None
+        return ids[1:] if is_closed else ids
+
+    def parse(self, token_ids: Sequence[int], *, tools: ToolSpecs = (), turn: int = 0) -> Message:
+        """Read an assistant message from sampled ids; malformed tool calls are kept, with their status.
+
+        Args:
+            token_ids: the completion, with or without its stop id.
+            tools: as in the prompt.
+            turn: index of the turn; makes call ids unique within the episode.
+        """
+        message = self._parses(tuple(token_ids), self._tools_key(tools))
+        if not message.tool_calls:
+            return message
+        calls = tuple(replace(call, call_id=f"call_{turn}_{i}") for i, call in enumerate(message.tool_calls))
+        return replace(message, tool_calls=calls)
+
+    def turn_ids(self, message: Message, *, tools: ToolSpecs = ()) -> tuple[int, ...]:
+        """Return the ids, stop id included, that a policy would sample to say `message`; for demonstrations."""
+        return self._turns(_key((message,))[0], self._tools_key(tools))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included."""
+        return self.tokenizer.decode(token_ids)
+
+    def cut_text(self, text: str, *, max_tokens: int, keep: CutSide = "middle") -> str:
+        """Shorten a text to about `max_tokens` tokens, at token borders that are character borders, with a marker.
+
+        Args:
+            text: a tool's output, say.
+            max_tokens: tokens to keep, the marker not counted.
+            keep: which side stays: the `"head"`, the `"tail"`, or both with the `"middle"` cut out.
+        """
+        if len(text.encode("utf-8", "replace")) <= max_tokens:  # a token covers at least one byte
+            return text
+        ids, offsets = self.tokenizer.encode_with_offsets(text)
+        if len(ids) <= max_tokens:
+            return text
+        head = {"head": max_tokens, "tail": 0, "middle": (max_tokens + 1) // 2}[keep]
+        tail = max_tokens - head
+        start = offsets[head][0] if head else 0
+        end = offsets[len(ids) - tail][0] if tail else len(text)
+        return text[:start] + _CUT_MARK.format(len(ids) - max_tokens) + text[max(end, start) :]
+
+    def _tools_key(self, tools: ToolSpecs) -> str:
+        """Return a text that stands for the schemas; schemas seen before cost a look-up by identity."""
+        if not tools:
+            return ""
+        identity = tuple(map(id, tools))
+        seen = self._tools_seen.get(identity)
+        if seen is None:
+            if len(self._tools_seen) >= _MAX_TOOL_SETS:
+                self._tools_seen.clear()
+            seen = self._tools_seen[identity] = (tools, _dump(tools))
+            self._tools_by_text[seen[1]] = tools
+        return seen[1]
+
+    def _prompt(self, messages: tuple[_MessageKey, ...], tools: str) -> tuple[int, ...]:
+        return tuple(self._family.prompt(self._cleaned(messages), self._tools_by_text[tools]))
+
+    def _continuation(self, messages: tuple[_MessageKey, ...], tools: str) -> tuple[int, ...] | None:
+        ids = self._family.continuation(self._cleaned(messages), self._tools_by_text[tools])
+        return None if ids is None else tuple(ids)
+
+    def _parse(self, token_ids: tuple[int, ...], tools: str) -> Message:
+        return self._family.parse(list(token_ids), self._tools_by_text[tools])
+
+    def _turn(self, message: _MessageKey, tools: str) -> tuple[int, ...]:
+        return tuple(self._family.turn(message.message, self._tools_by_text[tools]))
+
+    def _cleaned(self, messages: tuple[_MessageKey, ...]) -> tuple[Message, ...]:
+        out = []
+        for key in messages:
+            message = key.message
+            clean = self._clean_tool if message.role == "tool" else self._clean_prompt
+            content = clean(message.content)
+            out.append(message if content == message.content else replace(message, content=content))
+        return tuple(out)
+
+
+class _MessageKey:
+    """A message that hashes by what a template can see."""
+
+    __slots__ = ("_hash", "_parts", "message")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        calls = _dump([call.to_dict() for call in message.tool_calls]) if message.tool_calls else ""
+        self._parts = (message.role, message.content, calls, message.name, message.reasoning)
+        self._hash = hash(self._parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _MessageKey) and self._parts == other._parts
+
+
+def _key(messages: Sequence[Message]) -> tuple[_MessageKey, ...]:
+    return tuple(map(_MessageKey, messages))
+
+
+def detect_family(tokenizer: LeanTokenizer) -> str:
+    """Find the family whose rendering equals the model's own chat template, token by token; else `"template"`.
+
+    Known model names are trusted. For local folders and fine-tunes the comparison decides, on conversations with
+    tools, tool results and several turns.
+
+    Raises:
+        ModelError: the name is unknown and there is no chat template to compare with.
+    """
+    from renderers.base import MODEL_RENDERER_MAP
+
+    known = MODEL_RENDERER_MAP.get(tokenizer.name_or_path)
+    if known is not None:
+        return known
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: no chat template and no known model name; add chat_template.jinja to the "
+            f"folder, or name the family with model.renderer (qwen3, llama-3, ...)"
+        )
+    for name in ("qwen3", "llama-3", "qwen3.5", "glm-4.5", "glm-5", "deepseek-v3", "kimi-k2", "minimax-m2", "gpt-oss"):
+        if _renders_like_template(tokenizer, name):
+            return name
+    logger.info("%s: no known family renders like its chat template; using the template itself", tokenizer.name_or_path)
+    return "template"
+
+
+def _renders_like_template(tokenizer: LeanTokenizer, name: str) -> bool:
+    call = ToolCall(call_id="call_0_0", name="look", arguments={"n": 3})
+    spoken = (
+        Message(role="system", content="Be brief."),
+        Message(role="user", content="Look at 3."),
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="blue", tool_call_id="call_0_0", name="look"),
+    )
+    try:
+        family = _PackagedFamily(tokenizer, name)
+        for messages, tools in ((spoken, (_PROBE_TOOL,)), (spoken[:2], ()), (spoken[1:2], (_PROBE_TOOL,))):
+            expected = _TemplateFamily(tokenizer).prompt(messages, tools)
+            if family.prompt(messages, tools) != expected:
+                return False
+    except Exception:  # a family may need tokens that this tokenizer lacks, and each says so in its own way
+        return False
+    return True
+
+
+def _make_family(tokenizer: LeanTokenizer, name: str) -> _Family:
+    return _TemplateFamily(tokenizer) if name == "template" else _PackagedFamily(tokenizer, name)
+
+
+class _PackagedFamily:
+    """A family of the `renderers` package."""
+
+    def __init__(self, tokenizer: LeanTokenizer, name: str) -> None:
+        from renderers import config_from_name, create_renderer
+        from renderers.base import MODEL_RENDERER_MAP
+
+        families = sorted(set(MODEL_RENDERER_MAP.values()))
+        if name not in families:
+            raise UsageError(
+                f'unknown renderer family "{name}"; allowed: auto, template, {", ".join(families)}.'
+                f"{did_you_mean(name, families)}"
+            )
+        try:
+            self._renderer = create_renderer(cast(Any, tokenizer), config_from_name(name))
+        except Exception as error:
+            raise ModelError(f"{tokenizer.name_or_path}: cannot be rendered as {name} ({error})") from error
+        self.stop_ids = tuple(self._renderer.get_stop_token_ids())
+        # what stands before a completion when a continuation is asked for: one turn that just closed
+        self._opening = self.prompt((Message(role="user", content="?"),), ())
+
+    def prompt(self, messages: Sequence[Message], tools: ToolSpecs) -> list[int]:
+        """Render up to the assistant's opening."""
+        dicts = cast(Any, [message.to_dict() for message in messages])
+        return self._renderer.render_ids(dicts, tools=_package_tools(tools), add_generation_prompt=True)
+
+    def continuation(self, messages: tuple[Message, ...], tools: ToolSpecs) -> list[int] | None:
+        """Return the closing id and what follows a turn that was closed; None where history would be rewritten."""
+        close = self.stop_ids[0]
+        dicts = cast(Any, [message.to_dict() for message in messages])
+        bridged = self._renderer.bridge_to_next_turn(self._opening, [close], dicts, tools=_package_tools(tools))
+        if bridged is None:
+            # families that drop old reasoning at a new user query re-render then; without reasoning nothing changes
+            return _canonical_continuation(self, messages, tools)
+        return list(bridged.token_ids[len(self._opening) :])
+
+    def parse(self, token_ids: list[int], tools: ToolSpecs) -> Message:
+        """Read a message from ids."""
+        parsed = self._renderer.parse_response(
+            token_ids, tools=_package_tools(tools), prompt_ids=self._opening
+        )
+        calls = tuple(_as_call(call, index) for index, call in enumerate(parsed.tool_calls))
+        return Message(
+            role="assistant", content=parsed.content or "", tool_calls=calls, reasoning=parsed.reasoning_content or ""
+        )
+
+    def turn(self, message: Message, tools: ToolSpecs) -> list[int]:
+        """Return the sampled ids of a turn."""
+        user = Message(role="user", content="?")
+        # a later user message keeps families from wrapping the last turn into an empty reasoning block
+        messages = (user, message) if message.reasoning else (user, message, user)
+        rendered = self._renderer.render(cast(Any, [m.to_dict() for m in messages]), tools=_package_tools(tools))
+        owned = [(i, s) for i, (m, s) in enumerate(zip(rendered.message_indices, rendered.sampled_mask, strict=False)) if m == 1]
+        ids = [rendered.token_ids[i] for i, is_sampled in owned if is_sampled]
+        if not ids:
+            raise ModelError("this family cannot say which ids a turn is made of; demonstrations need another family")
+        return ids
+
+
+class _TemplateFamily:
+    """The model's own chat template, which is opaque: continuations are found by comparing two renderings."""
+
+    def __init__(self, tokenizer: LeanTokenizer) -> None:
+        if not tokenizer.chat_template:
+            raise ModelError(f"{tokenizer.name_or_path}: no chat template; add chat_template.jinja to the folder")
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"{tokenizer.name_or_path}: the tokenizer names no eos token, so no turn could end")
+        self._tokenizer = tokenizer
+        self.stop_ids = (tokenizer.eos_token_id,)
+
+    def prompt(self, messages: Sequence[Message], tools: ToolSpecs) -> list[int]:
+        """Render up to the assistant's opening."""
+        return self.render(messages, tools, is_open=True)
+
+    def render(self, messages: Sequence[Message], tools: ToolSpecs, *, is_open: bool) -> list[int]:
+        """Render messages, with or without the assistant's opening at the end."""
+        ids = self._tokenizer.apply_chat_template(
+            [message.to_dict() for message in messages],
+            tools=list(tools) or None,
+            add_generation_prompt=is_open,
+            tokenize=True,
+            return_dict=False,
+        )
+        return list(ids)
+
+    def continuation(self, messages: tuple[Message, ...], tools: ToolSpecs) -> list[int] | None:
+        """Return the closing id and what follows a closed turn, if the template only appends."""
+        return _canonical_continuation(self, messages, tools)
+
+    def parse(self, token_ids: list[int], tools: ToolSpecs) -> Message:
+        """Read a message from the decoded text."""
+        end = next((i for i, token in enumerate(token_ids) if token in self.stop_ids), len(token_ids))
+        text = self._tokenizer.decode(token_ids[:end])
+        message = parse_turn(text)
+        return message if message.tool_calls else _bare_json_call(text)
+
+    def turn(self, message: Message, tools: ToolSpecs) -> list[int]:
+        """Return the ids between the assistant's opening and its stop id."""
+        user = Message(role="user", content="?")
+        opening = self.render((user,), tools, is_open=True)
+        whole = self.render((user, message), tools, is_open=False)
+        end = _last_index(whole, self.stop_ids)
+        if whole[: len(opening)] != opening or end < len(opening):
+            raise ModelError("the chat template does not put a turn between its opening and a stop token")
+        return whole[len(opening) : end + 1]
+
+
+def _canonical_continuation(family: _PackagedFamily | _TemplateFamily, messages: tuple[Message, ...], tools: ToolSpecs) -> list[int] | None:
+    """Find what a template appends after an assistant's turn, by rendering with and without the new messages.
+
+    A turn is `... <stop> rest`, so the continuation is `<stop> rest` plus what the second rendering adds. None when
+    the second does not extend the first: the template rewrites history.
+    """
+    calls = tuple(
+        ToolCall(call_id=message.tool_call_id or f"call_{i}", name=message.name or "tool", arguments={})
+        for i, message in enumerate(messages)
+        if message.role == "tool"
+    )
+    spoken = Message(role="assistant", content="" if calls else "?", tool_calls=calls)
+    base = (Message(role="user", content="?"), spoken)
+    before = _closed(family, base, tools)
+    after = family.prompt((*base, *messages), tools)
+    end = _last_index(before, family.stop_ids)
+    if end < 0 or after[: len(before)] != before:
+        return None
+    return before[end:] + after[len(before) :]
+
+
+def _closed(family: _PackagedFamily | _TemplateFamily, messages: Sequence[Message], tools: ToolSpecs) -> list[int]:
+    if isinstance(family, _TemplateFamily):
+        return family.render(messages, tools, is_open=False)
+    dicts = cast(Any, [message.to_dict() for message in messages])
+    return family._renderer.render_ids(dicts, tools=_package_tools(tools))
+
+
+def _last_index(ids: Sequence[int], wanted: Sequence[int]) -> int:
+    for index in range(len(ids) - 1, -1, -1):
+        if ids[index] in wanted:
+            return index
+    return -1
+
+
+def _package_tools(tools: ToolSpecs) -> Any:
+    return [dict(tool) for tool in tools] or None
+
+
+def _as_call(parsed: Any, index: int) -> ToolCall:
+    call_id = f"call_{index}"
+    status = str(parsed.status.value)
+    if status not in ("ok", "unknown_tool") or not parsed.name:
+        kind = status if status != "ok" else "missing_name"
+        return malformed_call(call_id=call_id, status=cast(Any, kind), raw=parsed.raw, name=parsed.name or "")
+    arguments, status = decode_arguments(parsed.arguments)
+    return ToolCall(call_id=call_id, name=str(parsed.name), arguments=arguments, status=status, raw=parsed.raw)
+
+
+def _bare_json_call(text: str) -> Message:
+    """Read a turn that is nothing but a JSON object with a name, as some templates write calls."""
+    stripped = text.strip()
+    if stripped.startswith("{") and stripped.endswith("}"):
+        try:
+            body = json.loads(stripped)
+        except (ValueError, RecursionError):
+            body = None
+        if isinstance(body, dict) and isinstance(body.get("name"), str):
+            arguments, status = decode_arguments(body.get("arguments", body.get("parameters")))
+            call = ToolCall(call_id="call_0", name=body["name"], arguments=arguments, status=status, raw=stripped)
+            return Message(role="assistant", content="", tool_calls=(call,))
+    return Message(role="assistant", content=text)
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

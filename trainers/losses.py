@@ -1,0 +1,279 @@
+"""Policy, cross-entropy, KL and entropy losses on packed batches, with denominators of the whole global batch.
+
+Shapes: T packed tokens, B sequences. mu sampled the tokens, pi_old anchors the ratio, pi is being trained, and
+r = pi / pi_old. In bypass mode pi_old is mu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from agentenv.errors import UsageError
+from agentenv.trainers.correction import log_ratio
+from agentenv.trainers.packing import PackedBatch, segment_sum
+
+PolicyLossName = Literal["ppo_clip", "dppo_tv"]
+KLName = Literal["k1", "k2", "k3"]
+AggregationName = Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm"]
+MetricSums = dict[str, Tensor]
+"""Metric name to float64[2]: a sum over tokens and the number of tokens. Add them over micro-batches and ranks."""
+
+
+class LossConfig(BaseModel):
+    """How the columns of a batch become one number.
+
+    Attributes:
+        policy: a key of `POLICY_LOSSES`.
+        clip_low: `ppo_clip` bounds the ratio below by 1 - clip_low.
+        clip_high: and above by 1 + clip_high; 0.2 and 0.28 are the range [0.8, 1.28].
+        dual_clip: `ppo_clip` bounds the loss of a negative advantage at ratio `dual_clip`; None is off.
+        tv_limit: delta of `dppo_tv`, a difference of probabilities.
+        log_ratio_penalty: tau of `dppo_tv`.
+        aggregation: a key of `AGGREGATIONS`; the same for every component.
+        length_norm: the constant length L of `seq_mean_token_sum_norm`.
+        kl_coefficient: weight of the KL to the reference policy; 0 needs no reference log-probs.
+        kl_estimator: a key of `KL_ESTIMATORS`.
+        entropy_coefficient: weight of the entropy bonus on policy tokens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: PolicyLossName = "dppo_tv"
+    clip_low: float = Field(default=0.2, ge=0, le=1)
+    clip_high: float = Field(default=0.28, ge=0)
+    dual_clip: float | None = Field(default=3.0, gt=1)
+    tv_limit: float = Field(default=0.2, ge=0)
+    log_ratio_penalty: float = Field(default=1e-3, ge=0)
+    aggregation: AggregationName = "token_mean"
+    length_norm: int | None = Field(default=None, ge=1)
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    kl_estimator: KLName = "k3"
+    entropy_coefficient: float = 0.0
+
+    @model_validator(mode="after")
+    def _length_norm_goes_with_its_aggregation(self) -> LossConfig:
+        if (self.aggregation == "seq_mean_token_sum_norm") != (self.length_norm is not None):
+            raise ValueError(
+                f"length_norm is {self.length_norm} with aggregation {self.aggregation!r}; give length_norm (a number of "
+                "tokens, e.g. the longest generation allowed) with 'seq_mean_token_sum_norm' and with no other"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveTokens:
+    """Which tokens enter which component; bool[T] each."""
+
+    policy_T: Tensor
+    cross_entropy_T: Tensor
+    kl_T: Tensor
+
+
+def active_tokens(batch: PackedBatch, *, is_kept_T: Tensor | None = None) -> ActiveTokens:
+    """Return the tokens with a weight; those of policy and KL must also be kept and have a finite log mu.
+
+    Args:
+        batch: the packed batch.
+        is_kept_T: bool[T]; the rejection mask of `Correction`; None keeps everything.
+    """
+    is_usable_T = batch.behaviour_logprob_T.isfinite()
+    if is_kept_T is not None:
+        is_usable_T = is_usable_T & is_kept_T
+    return ActiveTokens(
+        policy_T=(batch.policy_weight_T != 0) & is_usable_T,
+        cross_entropy_T=batch.cross_entropy_weight_T != 0,
+        kl_T=(batch.kl_weight_T != 0) & is_usable_T,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denominators:
+    """Tokens and sequences that enter each component of the loss, over the whole global batch.
+
+    Tokens count 1 whatever their weight: half the weight is half the loss. Add the counts of all micro-batches
+    and all ranks before the first backward pass. Where gradients are *averaged* over ranks, the loss must be
+    multiplied by their number.
+    """
+
+    policy_tokens: int = 0
+    policy_sequences: int = 0
+    cross_entropy_tokens: int = 0
+    cross_entropy_sequences: int = 0
+    kl_tokens: int = 0
+    kl_sequences: int = 0
+
+    def __add__(self, other: Denominators) -> Denominators:
+        return Denominators(
+            policy_tokens=self.policy_tokens + other.policy_tokens,
+            policy_sequences=self.policy_sequences + other.policy_sequences,
+            cross_entropy_tokens=self.cross_entropy_tokens + other.cross_entropy_tokens,
+            cross_entropy_sequences=self.cross_entropy_sequences + other.cross_entropy_sequences,
+            kl_tokens=self.kl_tokens + other.kl_tokens,
+            kl_sequences=self.kl_sequences + other.kl_sequences,
+        )
+
+
+def count(batch: PackedBatch, *, is_kept_T: Tensor | None = None) -> Denominators:
+    """Count one micro-batch, masked tokens left out; see `Denominators`."""
+    active = active_tokens(batch, is_kept_T=is_kept_T)
+
+    def tokens_and_sequences(is_active_T: Tensor) -> tuple[int, int]:
+        return int(is_active_T.sum()), len(batch.sequence_T[is_active_T].unique_consecutive())
+
+    policy, cross_entropy, kl = map(tokens_and_sequences, (active.policy_T, active.cross_entropy_T, active.kl_T))
+    return Denominators(
+        policy_tokens=policy[0],
+        policy_sequences=policy[1],
+        cross_entropy_tokens=cross_entropy[0],
+        cross_entropy_sequences=cross_entropy[1],
+        kl_tokens=kl[0],
+        kl_sequences=kl[1],
+    )
+
+
+def packed_loss(
+    batch: PackedBatch,
+    *,
+    logprob_T: Tensor,
+    denominators: Denominators,
+    config: LossConfig,
+    old_logprob_T: Tensor | None = None,
+    weight_T: Tensor | None = None,
+    is_kept_T: Tensor | None = None,
+    entropy_T: Tensor | None = None,
+    ref_logprob_T: Tensor | None = None,
+) -> tuple[Tensor, MetricSums]:
+    """Return the micro-batch's share of the loss; the shares of all micro-batches add up to the loss of the step.
+
+    Args:
+        batch: the micro-batch.
+        logprob_T: float[T]; log pi with gradient; anything finite on tokens without a weight.
+        denominators: counts of the whole global batch, with the same masks.
+        config: which losses.
+        old_logprob_T: float[T]; log pi_old of the no-grad pass (decoupled); None is bypass: log mu takes its place.
+        weight_T: float[T]; factor of the policy loss from `Correction`; None is 1.
+        is_kept_T: bool[T]; rejection mask from `Correction`; None keeps everything.
+        entropy_T: float[T]; entropy of pi, with gradient where there is an entropy bonus.
+        ref_logprob_T: float[T]; log-probs of the reference policy.
+
+    Returns:
+        A scalar with gradient, and metrics as sums with their counts; `mean_metrics` averages them.
+
+    Raises:
+        UsageError: a coefficient asks for a column that was not given.
+    """
+    if config.kl_coefficient and ref_logprob_T is None:
+        raise UsageError(f"kl_coefficient is {config.kl_coefficient} but there are no reference log-probs; set it to 0")
+    if config.entropy_coefficient and entropy_T is None:
+        raise UsageError(f"entropy_coefficient is {config.entropy_coefficient} but no entropy was computed; set it to 0")
+    active = active_tokens(batch, is_kept_T=is_kept_T)
+    term_T, metrics = _policy_term(
+        batch, logprob_T, old_logprob_T=old_logprob_T, weight_T=weight_T, is_active_T=active.policy_T, config=config
+    )
+    if entropy_T is not None:
+        metrics["entropy"] = _sums(entropy_T, active.policy_T)
+        if config.entropy_coefficient:
+            term_T = term_T - config.entropy_coefficient * entropy_T
+    policy = (denominators.policy_tokens, denominators.policy_sequences)
+    loss = _aggregate(term_T, active.policy_T, batch=batch, weight_T=batch.policy_weight_T, counts=policy, config=config)
+
+    metrics["cross_entropy"] = _sums(-logprob_T, active.cross_entropy_T)
+    weight, counts = batch.cross_entropy_weight_T, (denominators.cross_entropy_tokens, denominators.cross_entropy_sequences)
+    loss = loss + _aggregate(-logprob_T, active.cross_entropy_T, batch=batch, weight_T=weight, counts=counts, config=config)
+
+    if ref_logprob_T is not None:
+        kl_T = KL_ESTIMATORS[config.kl_estimator](log_ratio(logprob_T, ref_logprob_T, is_active_T=active.kl_T))
+        metrics["kl"] = _sums(kl_T, active.kl_T)
+        weight, counts = batch.kl_weight_T, (denominators.kl_tokens, denominators.kl_sequences)
+        kl = _aggregate(kl_T, active.kl_T, batch=batch, weight_T=weight, counts=counts, config=config)
+        loss = loss + config.kl_coefficient * kl
+    return loss, metrics
+
+
+def mean_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Average metric sums over micro-batches; a metric without a token is left out."""
+    total: dict[str, Tensor] = {}
+    for part in parts:
+        for name, sums in part.items():
+            total[name] = total[name] + sums if name in total else sums
+    return {name: float(sums[0] / sums[1]) for name, sums in total.items() if sums[1] > 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTerms:
+    """What a policy loss sees; float[T] each, finite everywhere, 0 on inactive tokens.
+
+    Attributes:
+        log_ratio_T: log r = log pi - log pi_old, with gradient.
+        log_rho_T: log pi - log mu, with gradient; the same as `log_ratio_T` in bypass mode.
+        probability_gap_T: pi - mu, detached.
+        advantage_T: A.
+        weight_T: importance weight, detached.
+    """
+
+    log_ratio_T: Tensor
+    log_rho_T: Tensor
+    probability_gap_T: Tensor
+    advantage_T: Tensor
+    weight_T: Tensor
+
+
+def ppo_clip(terms: PolicyTerms, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate, -min(r A, clip(r, 1 - low, 1 + high) A), times the importance weight.
+
+    Schulman et al. (arXiv 1707.06347), equation 7; separate bounds from DAPO (arXiv 2503.14476), equation 10; for A < 0
+    the objective is at least c A with c = `dual_clip` (Ye et al., arXiv 1912.09729, equation 5).
+
+    Returns:
+        Loss per token, float[T], and where each bound stopped the gradient, bool[T].
+    """
+    ratio_T, advantage_T = terms.log_ratio_T.exp(), terms.advantage_T
+    clipped_T = ratio_T.clamp(1 - config.clip_low, 1 + config.clip_high)
+    loss_T = -torch.minimum(ratio_T * advantage_T, clipped_T * advantage_T)
+    stopped = {
+        "clip_low": (advantage_T < 0) & (ratio_T < 1 - config.clip_low),
+        "clip_high": (advantage_T > 0) & (ratio_T > 1 + config.clip_high),
+    }
+    if config.dual_clip is not None:
+        bounded_T = torch.minimum(loss_T, -config.dual_clip * advantage_T)
+        loss_T = torch.where(advantage_T < 0, bounded_T, loss_T)
+        stopped["dual_clip"] = (advantage_T < 0) & (ratio_T > config.dual_clip)
+    return terms.weight_T * loss_T, stopped
+
+
+def dppo_tv(terms: PolicyTerms, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Ratio loss -r A with a trust region in total variation, plus tau log^2 rho.
+
+    A token is dropped from the ratio loss where sign(A) (pi - mu) > delta: its probability has already moved that far
+    in the direction in which the advantage pushes. It stays in the denominator, like a clipped token, and keeps
+    its penalty, which pulls it back.
+
+    Returns:
+        Loss per token, float[T], and which tokens were dropped, bool[T].
+    """
+    is_dropped_T = terms.advantage_T.sign() * terms.probability_gap_T > config.tv_limit
+    surrogate_T = -terms.weight_T * terms.log_ratio_T.exp() * terms.advantage_T
+    penalty_T = config.log_ratio_penalty * terms.log_rho_T.square()
+    return torch.where(is_dropped_T, 0.0, surrogate_T) + penalty_T, {"tv_dropped": is_dropped_T}
+
+
+POLICY_LOSSES: dict[PolicyLossName, Callable[[PolicyTerms, LossConfig], tuple[Tensor, dict[str, Tensor]]]] = {
+    "ppo_clip": ppo_clip,
+    "dppo_tv": dppo_tv,
+}
+
+KL_ESTIMATORS: dict[KLName, Callable[[Tensor], Tensor]] = {
+    "k1": lambda log_ratio_T: log_ratio_T,
+    "k2": lambda log_ratio_T: log_ratio_T.square() / 2,
+    "k3": lambda log_ratio_T: torch.expm1(-log_ratio_T) + log_ratio_T,
+}
+"""From log pi - log pi_ref on tokens that pi sampled to estimates of KL(pi || pi_ref); http://joschu.net/blog/kl-approx.html.
+
+k1 is unbiased as a number, but as a loss its expected gradient is 0; the expected gradient of k2 is that of the KL.
+"""
