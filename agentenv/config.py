@@ -69,8 +69,8 @@ class Change:
 def load_config(model_type: type[Model], path: str | Path | None, *, overrides: Sequence[str] = ()) -> Model:
     """Read a YAML file, apply overrides and validate.
 
-    Values are taken strictly: a bool is no number, a number no text. Only the scalars of YAML 1.2 are known, so `off` is
-    text and `1e-3` a number.
+    Values are taken strictly: a bool is no number, a number no text. The scalars are those of YAML 1.2: `off` is text
+    and `1e-3` a number.
 
     Args:
         model_type: the root section.

@@ -12,13 +12,13 @@ import gymnasium
 import numpy as np
 
 from agentenv.errors import UsageError, boundary
-from agentenv.messages import Message, ToolCall, ToolResult, as_messages, message_from_dict
+from agentenv.messages import Message, ToolCall, as_messages, message_from_dict
 from agentenv.offload import call_hook, is_async, run_inline, run_now
 from agentenv.reward import Reward, Rubric, rewards_of_class
 from agentenv.spaces import Action, MessageSpace, TextSpace
 from agentenv.tasks import Task, as_task
 from agentenv.text_calls import parse_turn
-from agentenv.tool import Tool, Toolbox, toolbox_of, tools_of_class
+from agentenv.tool import Tool, Toolbox, refused, toolbox_of, tools_of_class
 from agentenv.trajectory import StopReason
 
 Prompt = str | Message | Sequence[Message | Mapping[str, object]]
@@ -96,7 +96,7 @@ class AgentEnv(gymnasium.Env[str, Action]):
         self.action_space = self._action_space()
         self._num_turns = 0
         self._stop: StopReason | None = None
-        self._state: Literal["new", "open", "done", "closed"] = "new"
+        self._state: Literal["new", "open", "done", "failed", "closed"] = "new"
 
     # What authors write.
 
@@ -152,13 +152,15 @@ class AgentEnv(gymnasium.Env[str, Action]):
         gymnasium.Env.reset(self, seed=seed)
         # every reset draws one number, so the next unseeded reset is a function of the seed too
         rng = np.random.default_rng((int(self.np_random.integers(2**62)), self.split == "test"))
-        self._state, self._stop, self._num_turns = "open", None, 0
+        # a setup that fails leaves no episode to step, yet what it took is still torn down
+        self._state, self._stop, self._num_turns = "failed", None, 0
         with boundary("env", f"{type(self).__name__}.setup"):
             self.task = task if task is not None else self.sample_task(rng)
             opening = as_messages(cast(Prompt, await self._call(self.setup, rng, self.task)))
             if not opening:
                 raise UsageError("setup returned no message; return the prompt")
         self.conversation = list(opening)
+        self._state = "open"
         return Step(messages=opening, reward_components=_NOTHING, turn_reward_components=_NOTHING, stop_reason=None)
 
     async def step_async(self, turn: Message) -> Step:
@@ -169,6 +171,7 @@ class AgentEnv(gymnasium.Env[str, Action]):
             EpisodeError: env, tool or reward failed; the episode cannot go on.
         """
         self._require_open("step")
+        self._state = "failed"  # until the turn is played to its end
         self._num_turns += 1
         self.conversation.append(turn)
         messages, num_malformed = await self._play(turn)
@@ -181,14 +184,17 @@ class AgentEnv(gymnasium.Env[str, Action]):
         """End the episode from outside (a budget ran out); terminal rewards are still computed."""
         self._require_open("truncate")
         self._stop = reason
-        self._state = "done"
+        self._state = "failed"
         components = await self.rubric.score_end()
+        self._state = "done"
         return Step(messages=(), reward_components=components, turn_reward_components=_NOTHING, stop_reason=reason)
 
     async def close_async(self) -> None:
         """Free everything; idempotent."""
-        await self._teardown_once()
-        self._state = "closed"
+        try:
+            await self._teardown_once()
+        finally:
+            self._state = "closed"
 
     # Gymnasium's synchronous facade over the same coroutines.
 
@@ -231,11 +237,13 @@ class AgentEnv(gymnasium.Env[str, Action]):
         if isinstance(action, Message):
             return action
         if isinstance(action, str):
-            return parse_turn(action) if self.tool_specs else Message(role="assistant", content=action)
+            if not self.tool_specs:
+                return Message(role="assistant", content=action)
+            return parse_turn(action, id_prefix=f"call_{self._num_turns}")
         try:
             return replace(message_from_dict({"role": "assistant", "content": "", **action}), role="assistant")
-        except (UsageError, TypeError, ValueError):
-            return Message(role="assistant", content=str(action))
+        except (UsageError, TypeError, ValueError, RecursionError):
+            return Message(role="assistant", content=_garbage_text(action))
 
     # Private.
 
@@ -248,8 +256,8 @@ class AgentEnv(gymnasium.Env[str, Action]):
         turn_components: Mapping[str, float] = await self.rubric.score_turn() if self.rubric.turn else _NOTHING
         components = turn_components
         if self._stop is not None:
-            self._state = "done"
             components = {**turn_components, **await self.rubric.score_end()}
+        self._state = "open" if self._stop is None else "done"
         return Step(
             messages=messages,
             reward_components=components,
@@ -263,9 +271,10 @@ class AgentEnv(gymnasium.Env[str, Action]):
         return await call_hook(hook, *args, inline=self.inline, timeout_s=self.hook_timeout_s, side="env", where=where)
 
     async def _teardown_once(self) -> None:
-        if self._state in ("open", "done"):
+        if self._state in ("open", "done", "failed"):
             self._state = "new"
-            await self._call(self.teardown)
+            with boundary("env", f"{type(self).__name__}.teardown"):
+                await self._call(self.teardown)
 
     def _run(self, coroutine: Any) -> Any:
         return run_inline(coroutine) if self._never_waits() else run_now(coroutine)
@@ -275,8 +284,13 @@ class AgentEnv(gymnasium.Env[str, Action]):
 
     def _require_open(self, verb: str) -> None:
         if self._state != "open":
-            why = {"new": "was not reset", "done": "is over", "closed": "was closed"}[self._state]
-            raise UsageError(f"{verb} on {type(self).__name__}: the episode {why}; call reset first")
+            why = {
+                "new": "has not begun; call reset first",
+                "done": "is over; call reset first",
+                "failed": "failed and cannot go on; call reset first",
+                "closed": "was closed; make a new environment",
+            }[self._state]
+            raise UsageError(f"{verb} on {type(self).__name__}: the episode {why}")
 
     def _action_space(self) -> MessageSpace:
         return MessageSpace()
@@ -306,9 +320,10 @@ class ToolEnv(AgentEnv):
         )
         super().__init__(**options)
         self._malformed_turns = 0
+        self._first_toolbox: Toolbox | None = None
 
     def use_tools(self, tools: Sequence[Tool]) -> None:
-        """Replace the tools of this episode; call it from `setup` where tools differ per task."""
+        """Replace the tools: from `setup` for this episode, from the constructor for all of them."""
         self.toolbox = toolbox_of(tools, inline_default=self.inline)
 
     def answer(self, text: str) -> Prompt:
@@ -324,6 +339,8 @@ class ToolEnv(AgentEnv):
     def random_action(self, rng: np.random.Generator) -> str | Message:
         """Call a random tool with random arguments of the right types."""
         names = list(self.toolbox.tools)
+        if not names:
+            return super().random_action(rng)
         name = names[int(rng.integers(len(names)))]
         arguments = random_arguments(self.toolbox.tools[name].parameters, rng)
         return tool_turn(name, arguments, call_id=f"call_{self._num_turns}_0")
@@ -331,6 +348,10 @@ class ToolEnv(AgentEnv):
     async def reset_async(self, *, seed: int | None = None, task: Task | None = None) -> Step:
         """Start an episode; same seed and task, same episode."""
         self._malformed_turns = 0
+        # the tools of one episode must not be seen by the next
+        if self._first_toolbox is None:
+            self._first_toolbox = self.toolbox
+        self.toolbox = self._first_toolbox
         return await super().reset_async(seed=seed, task=task)
 
     async def _play(self, turn: Message) -> tuple[tuple[Message, ...], int]:
@@ -340,8 +361,10 @@ class ToolEnv(AgentEnv):
             with boundary("env", f"{type(self).__name__}.answer"):
                 reply = await self._call(self.answer, turn.content)
                 return (() if reply in ("", None) else as_messages(cast(Prompt, reply))), 0
-        results = await self.toolbox.run_all(calls[: self.max_parallel_calls])
-        results += [_too_many(call, self.max_parallel_calls) for call in calls[self.max_parallel_calls :]]
+        allowed = self.max_parallel_calls
+        results = await self.toolbox.run_all(calls[:allowed], is_over=self._is_stopped)
+        too_many = f"not run; at most {allowed} tool calls are allowed in one turn."
+        results += [refused(call, too_many) for call in calls[allowed:]]
         if self._stop is StopReason.COMPLETED:
             self._stop = StopReason.TOOL_STOPPED
         malformed = sum(call.status != "ok" for call in calls)
@@ -349,6 +372,9 @@ class ToolEnv(AgentEnv):
         if self._stop is None and self._malformed_turns >= self.max_malformed_turns:
             self._stop = StopReason.PARSE_ERROR
         return tuple(result.to_message() for result in results), malformed
+
+    def _is_stopped(self) -> bool:
+        return self._stop is not None
 
     def _action_space(self) -> MessageSpace:
         return MessageSpace(tuple(self.toolbox.tools))
@@ -406,9 +432,11 @@ def _readable(message: Message) -> str:
     return " ".join([message.content, *calls]).strip()
 
 
-def _too_many(call: ToolCall, allowed: int) -> ToolResult:
-    text = f"Error: not run; at most {allowed} tool calls are allowed in one turn."
-    return ToolResult(call_id=call.call_id, name=call.name, content=text, is_error=True)
+def _garbage_text(action: object) -> str:
+    try:
+        return str(action)
+    except RecursionError:
+        return f"<{type(action).__name__}, nested too deeply to be shown>"
 
 
 def _random_value(kind: Mapping[str, Any], rng: np.random.Generator) -> object:

@@ -12,7 +12,7 @@ import time
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast, overload
 
 import pydantic
@@ -24,6 +24,12 @@ from agentenv.offload import call_hook, is_async
 F = TypeVar("F", bound=Callable[..., object])
 
 DEFAULT_TIMEOUT_S = 30.0
+
+ARGUMENT_PREFIX = "argument_"
+"""Keeps parameter names such as `json` or `copy` apart from pydantic's own attributes."""
+
+MAX_ECHOED_CHARS = 80
+"""How much of a wrong name is repeated to the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +60,8 @@ class Tool:
         parameters: JSON schema of the arguments object.
         function: the callable; keyword arguments only.
         options: declared policy.
+        arguments_model: validates the arguments; its fields carry `ARGUMENT_PREFIX`, their aliases are the names.
+        takes_self: the function is a method that still needs its owner.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Tool:
     function: Callable[..., object]
     options: ToolOptions
     arguments_model: type[pydantic.BaseModel]
+    takes_self: bool = False
 
     @functools.cached_property
     def spec(self) -> dict[str, object]:
@@ -72,15 +81,10 @@ class Tool:
         }
 
     def bind(self, owner: object) -> Tool:
-        """Return this tool as a method of `owner`."""
-        bound = Tool(
-            name=self.name,
-            description=self.description,
-            parameters=self.parameters,
-            function=functools.partial(self.function, owner),
-            options=self.options,
-            arguments_model=self.arguments_model,
-        )
+        """Return this tool as a method of `owner`; a plain function needs none and stays as it is."""
+        if not self.takes_self:
+            return self
+        bound = replace(self, function=functools.partial(self.function, owner), takes_self=False)
         bound.__dict__["spec"] = self.spec  # fills the cache of the copy
         return bound
 
@@ -97,7 +101,7 @@ class Tool:
         except RecursionError:
             raise ToolError(f"{self.name}: arguments are nested too deeply") from None
         # model_fields_set keeps the function's own defaults; getattr keeps nested models as objects
-        return {name: getattr(values, name) for name in values.model_fields_set}
+        return {name[len(ARGUMENT_PREFIX) :]: getattr(values, name) for name in values.model_fields_set}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,10 @@ class AuditEntry:
     is_error: bool
     result_sha256: str
     duration_s: float
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(kw_only=True)
@@ -136,10 +144,15 @@ class Toolbox:
         """True when no tool can suspend: every one is synchronous and inline."""
         return all(not is_async(tool.function) and self._is_inline(tool) for tool in self.tools.values())
 
-    async def run_all(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
+    async def run_all(self, calls: Sequence[ToolCall], *, is_over: Callable[[], bool] = _never) -> list[ToolResult]:
         """Run the calls of one turn; results stand in the order of the calls.
 
         Neighbouring calls of tools declared `parallel` run at the same time, the others one after the other.
+
+        Args:
+            calls: of one assistant turn.
+            is_over: asked before every call; once it says True the rest is refused, so that no turn can go on
+                playing an episode that one of its calls has ended.
 
         Raises:
             EpisodeError: with side `"tool"`; calls that ran beside the failing one are cancelled.
@@ -147,6 +160,8 @@ class Toolbox:
         results: list[ToolResult] = []
         start = 0
         while start < len(calls):
+            if is_over():
+                return results + [refused(call, _EPISODE_OVER) for call in calls[start:]]
             end = start + 1
             while end < len(calls) and self._is_parallel(calls[start]) and self._is_parallel(calls[end]):
                 end += 1
@@ -198,17 +213,16 @@ class Toolbox:
                     duration_s=duration_s,
                 )
             )
-        return ToolResult(call_id=call.call_id, name=call.name, content=content, is_error=is_error)
+        name = encodable(call.name[:MAX_ECHOED_CHARS])
+        return ToolResult(call_id=call.call_id, name=name, content=encodable(content), is_error=is_error)
 
     async def _content(self, call: ToolCall) -> str:
         if call.status != "ok":
             raise ToolError(_MALFORMED[call.status])
         tool = self.tools.get(call.name)
         if tool is None:
-            allowed = ", ".join(self.tools) or "none"
-            raise ToolError(
-                f'unknown tool "{call.name}". Available tools: {allowed}.{did_you_mean(call.name, self.tools)}'
-            )
+            allowed, name = ", ".join(self.tools) or "none", call.name[:MAX_ECHOED_CHARS]
+            raise ToolError(f'unknown tool "{name}". Available tools: {allowed}.{did_you_mean(name, self.tools)}')
         arguments = tool.read_arguments(call.arguments)
         with boundary("tool", tool.name):
             value = await call_hook(
@@ -229,6 +243,24 @@ _MALFORMED: Mapping[str, str] = {
     "malformed_structure": 'the tool call must be an object {"name": ..., "arguments": {...}}.',
     "unknown_tool": "the tool does not exist.",
 }
+
+
+_EPISODE_OVER = "not run; an earlier call of this turn ended the episode."
+
+
+def refused(call: ToolCall, why: str) -> ToolResult:
+    """Return the error result of a call that was not run."""
+    name = encodable(call.name[:MAX_ECHOED_CHARS])
+    return ToolResult(call_id=call.call_id, name=name, content=f"Error: {why}", is_error=True)
+
+
+def encodable(text: str) -> str:
+    """Return the text with lone surrogates, which JSON escapes can smuggle in and no tokenizer takes, replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 def as_tool_text(value: object) -> str:
@@ -292,11 +324,14 @@ def as_tool(function: Callable[..., object]) -> Tool:
 
 @functools.lru_cache(maxsize=256)
 def tools_of_class(cls: type) -> tuple[Tool, ...]:
-    """Return the tools that a class declares, base classes first, in order of definition; overrides replace."""
+    """Return the tools that a class declares, base classes first, in order of definition; overrides replace.
+
+    A shared plain function becomes a tool of a class with `name = staticmethod(function)`.
+    """
     found: dict[str, Tool] = {}
     for base in reversed(cls.__mro__):
         for name, member in vars(base).items():
-            made = getattr(member, "__agentenv_tool__", None)
+            made = getattr(getattr(member, "__func__", member), "__agentenv_tool__", None)  # staticmethods wrap it
             if made is not None:
                 found[name] = made
             elif name in found:
@@ -318,9 +353,9 @@ def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
             f"{where}: a type hint cannot be resolved ({error}); import it at module level"
         ) from error
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name in ("self", "cls"):
-            continue
+    parameters = inspect.signature(function).parameters
+    takes_self = next(iter(parameters), "") in ("self", "cls")
+    for parameter in list(parameters.values())[takes_self:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise ToolSchemaError(f"{where}: parameter {parameter.name!r} must be an ordinary named parameter")
         if parameter.name not in hints:
@@ -328,9 +363,10 @@ def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
                 f"{where}: parameter {parameter.name!r} has no type hint; the schema is made from hints"
             )
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (
+        described = {"description": documented.pop(parameter.name)} if parameter.name in documented else {}
+        fields[ARGUMENT_PREFIX + parameter.name] = (
             hints[parameter.name],
-            pydantic.Field(default, description=documented.pop(parameter.name, None)),
+            pydantic.Field(default, alias=parameter.name, **described),
         )
     if documented:
         raise ToolSchemaError(
@@ -350,6 +386,7 @@ def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
         function=function,
         options=options,
         arguments_model=model,
+        takes_self=takes_self,
     )
 
 
@@ -410,14 +447,13 @@ def _for_model(schema: object) -> object:
 
 def _explain(tool: Tool, error: pydantic.ValidationError) -> str:
     problems: list[str] = []
-    known = list(tool.arguments_model.model_fields)
+    known = list(cast(Mapping[str, object], tool.parameters.get("properties", {})))
     for item in error.errors(include_url=False)[:5]:
-        path = ".".join(str(part) for part in item["loc"]) or "arguments"
+        path = ".".join(str(part) for part in item["loc"])[:MAX_ECHOED_CHARS] or "arguments"
         text = item["msg"]
         if item["type"] == "extra_forbidden":
-            text = (
-                f"unknown argument; allowed: {', '.join(known) or 'none'}.{did_you_mean(str(item['loc'][-1]), known)}"
-            )
+            hint = did_you_mean(str(item["loc"][-1])[:MAX_ECHOED_CHARS], known)
+            text = f"unknown argument; allowed: {', '.join(known) or 'none'}.{hint}"
         problems.append(f"{path}: {text}")
     return f"invalid arguments for {tool.name}: " + "; ".join(problems)
 

@@ -127,7 +127,9 @@ def correct(
     def at_level(value_T: Tensor, level: Level) -> Tensor:
         if level == "token":
             return value_T
-        return _over_sequence(value_T, level, is_active_T=is_active_T, sequence_T=sequence_T, num_sequences=num_sequences)
+        return _over_sequence(
+            value_T, level, is_active_T=is_active_T, sequence_T=sequence_T, num_sequences=num_sequences
+        )
 
     weight_T = WEIGHT_RULES[config.weight](at_level(log_rho_T, config.weight_level), config)
     if config.mode == "bypass" and config.weight != "none":

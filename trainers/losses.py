@@ -119,8 +119,8 @@ class Denominators:
         )
 
 
-def count(batch: PackedBatch, *, is_kept_T: Tensor | None = None) -> Denominators:
-    """Count one micro-batch, masked tokens left out; see `Denominators`."""
+def count_denominators(batch: PackedBatch, *, is_kept_T: Tensor | None = None) -> Denominators:
+    """Count one micro-batch, with rejected tokens left out; see `Denominators`."""
     active = active_tokens(batch, is_kept_T=is_kept_T)
 
     def tokens_and_sequences(is_active_T: Tensor) -> tuple[int, int]:
@@ -171,29 +171,46 @@ def packed_loss(
     if config.kl_coefficient and ref_logprob_T is None:
         raise UsageError(f"kl_coefficient is {config.kl_coefficient} but there are no reference log-probs; set it to 0")
     if config.entropy_coefficient and entropy_T is None:
-        raise UsageError(f"entropy_coefficient is {config.entropy_coefficient} but no entropy was computed; set it to 0")
+        raise UsageError(f"entropy_coefficient is {config.entropy_coefficient} but there is no entropy; set it to 0")
     active = active_tokens(batch, is_kept_T=is_kept_T)
-    term_T, metrics = _policy_term(
+    policy_T, metrics = _policy_term(
         batch, logprob_T, old_logprob_T=old_logprob_T, weight_T=weight_T, is_active_T=active.policy_T, config=config
     )
     if entropy_T is not None:
         metrics["entropy"] = _sums(entropy_T, active.policy_T)
         if config.entropy_coefficient:
-            term_T = term_T - config.entropy_coefficient * entropy_T
-    policy = (denominators.policy_tokens, denominators.policy_sequences)
-    loss = _aggregate(term_T, active.policy_T, batch=batch, weight_T=batch.policy_weight_T, counts=policy, config=config)
-
+            policy_T = policy_T - config.entropy_coefficient * entropy_T
+    components = [
+        Component(
+            value_T=policy_T,
+            weight_T=batch.policy_weight_T,
+            is_active_T=active.policy_T,
+            num_tokens=denominators.policy_tokens,
+            num_sequences=denominators.policy_sequences,
+        ),
+        Component(
+            value_T=-logprob_T,
+            weight_T=batch.cross_entropy_weight_T,
+            is_active_T=active.cross_entropy_T,
+            num_tokens=denominators.cross_entropy_tokens,
+            num_sequences=denominators.cross_entropy_sequences,
+        ),
+    ]
     metrics["cross_entropy"] = _sums(-logprob_T, active.cross_entropy_T)
-    weight, counts = batch.cross_entropy_weight_T, (denominators.cross_entropy_tokens, denominators.cross_entropy_sequences)
-    loss = loss + _aggregate(-logprob_T, active.cross_entropy_T, batch=batch, weight_T=weight, counts=counts, config=config)
-
     if ref_logprob_T is not None:
         kl_T = KL_ESTIMATORS[config.kl_estimator](log_ratio(logprob_T, ref_logprob_T, is_active_T=active.kl_T))
         metrics["kl"] = _sums(kl_T, active.kl_T)
-        weight, counts = batch.kl_weight_T, (denominators.kl_tokens, denominators.kl_sequences)
-        kl = _aggregate(kl_T, active.kl_T, batch=batch, weight_T=weight, counts=counts, config=config)
-        loss = loss + config.kl_coefficient * kl
-    return loss, metrics
+        components.append(
+            Component(
+                value_T=kl_T * config.kl_coefficient,
+                weight_T=batch.kl_weight_T,
+                is_active_T=active.kl_T,
+                num_tokens=denominators.kl_tokens,
+                num_sequences=denominators.kl_sequences,
+            )
+        )
+    parts = [AGGREGATIONS[config.aggregation](component, batch, config) for component in components]
+    return torch.stack(parts).sum(), metrics
 
 
 def mean_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
@@ -277,3 +294,88 @@ KL_ESTIMATORS: dict[KLName, Callable[[Tensor], Tensor]] = {
 
 k1 is unbiased as a number, but as a loss its expected gradient is 0; the expected gradient of k2 is that of the KL.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One component of the loss before it is summed.
+
+    Attributes:
+        value_T: float[T]; loss per token, meaningful on active tokens.
+        weight_T: float[T]; the batch's weight column.
+        is_active_T: bool[T].
+        num_tokens: active tokens of the whole global batch.
+        num_sequences: sequences with an active token in the whole global batch.
+    """
+
+    value_T: Tensor
+    weight_T: Tensor
+    is_active_T: Tensor
+    num_tokens: int
+    num_sequences: int
+
+    @property
+    def weighted_T(self) -> Tensor:
+        """Weighted loss per token; exactly 0 on inactive tokens."""
+        return torch.where(self.is_active_T, self.value_T, 0.0) * self.weight_T
+
+
+def _token_mean(component: Component, batch: PackedBatch, config: LossConfig) -> Tensor:
+    return component.weighted_T.sum() / max(component.num_tokens, 1)
+
+
+def _seq_mean_token_sum(component: Component, batch: PackedBatch, config: LossConfig) -> Tensor:
+    return component.weighted_T.sum() / max(component.num_sequences, 1)
+
+
+def _seq_mean_token_mean(component: Component, batch: PackedBatch, config: LossConfig) -> Tensor:
+    """A sequence is never split, so its own token count is known inside the micro-batch."""
+    is_active_T = component.is_active_T.to(component.value_T.dtype)
+    count_B = segment_sum(is_active_T, batch.sequence_T, num_sequences=batch.num_sequences)
+    share_T = component.weighted_T / count_B.clamp(min=1)[batch.sequence_T]
+    return share_T.sum() / max(component.num_sequences, 1)
+
+
+def _seq_mean_token_sum_norm(component: Component, batch: PackedBatch, config: LossConfig) -> Tensor:
+    assert config.length_norm is not None  # the config's validator demands it
+    return component.weighted_T.sum() / (max(component.num_sequences, 1) * config.length_norm)
+
+
+AGGREGATIONS: dict[AggregationName, Callable[[Component, PackedBatch, LossConfig], Tensor]] = {
+    "token_mean": _token_mean,
+    "seq_mean_token_sum": _seq_mean_token_sum,
+    "seq_mean_token_mean": _seq_mean_token_mean,
+    "seq_mean_token_sum_norm": _seq_mean_token_sum_norm,
+}
+
+
+def _policy_term(
+    batch: PackedBatch,
+    logprob_T: Tensor,
+    *,
+    old_logprob_T: Tensor | None,
+    weight_T: Tensor | None,
+    is_active_T: Tensor,
+    config: LossConfig,
+) -> tuple[Tensor, MetricSums]:
+    """Return the policy loss per token, before the batch's weights, and its metrics."""
+    log_rho_T = log_ratio(logprob_T, batch.behaviour_logprob_T, is_active_T=is_active_T)
+    log_ratio_T = log_rho_T if old_logprob_T is None else log_ratio(logprob_T, old_logprob_T, is_active_T=is_active_T)
+    gap_T = logprob_T.detach().exp() - batch.behaviour_logprob_T.exp()
+    terms = PolicyTerms(
+        log_ratio_T=log_ratio_T,
+        log_rho_T=log_rho_T,
+        probability_gap_T=torch.where(is_active_T, gap_T, 0.0),
+        advantage_T=torch.where(is_active_T, batch.advantage_T, 0.0),
+        weight_T=torch.ones_like(log_rho_T.detach()) if weight_T is None else weight_T.detach(),
+    )
+    loss_T, stopped = POLICY_LOSSES[config.policy](terms, config)
+    metrics = {"policy_loss": _sums(loss_T, is_active_T), "ratio": _sums(log_ratio_T.exp(), is_active_T)}
+    metrics |= {name: _sums(is_stopped_T.double(), is_active_T) for name, is_stopped_T in stopped.items()}
+    return loss_T, metrics
+
+
+def _sums(value_T: Tensor, is_active_T: Tensor) -> Tensor:
+    """Return float64[2]: the sum over active tokens and their number, detached."""
+    total = torch.where(is_active_T, value_T.detach(), 0.0).sum(dtype=torch.float64)
+    return torch.stack([total, is_active_T.sum().double()])

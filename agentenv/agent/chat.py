@@ -30,7 +30,8 @@ class ChatAgent:
                 if was_cut and episode.stop_reason is StopReason.COMPLETED:
                     episode.stop_reason = StopReason.MAX_TOKENS  # what ended was not an answer but the budget
                 return
-            episode.observe(messages, is_closed=not was_cut)
+            is_closed = bool(completion.token_ids) and completion.token_ids[-1] in episode.renderer.stop_ids
+            episode.observe(messages, is_closed=is_closed)
 
     async def speak(self, episode: Episode) -> Completion:
         """Return the next turn in ids, recorded."""
