@@ -61,7 +61,7 @@ class AgentEnv(gymnasium.Env[str, Action]):
         render_mode: None or `"ansi"`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 - declared so by Gymnasium
 
     inline: ClassVar[bool] = False
     """Promise that synchronous hooks return within a millisecond: they then run on the event loop, not in threads."""

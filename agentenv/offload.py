@@ -115,8 +115,9 @@ def _contained(function: Callable[..., object], *args: object, **kwargs: object)
 
 
 async def _with_deadline(awaitable: Any, *, timeout_s: float, side: Side, where: str) -> object:
+    scope = asyncio.timeout(timeout_s)
     try:
-        async with asyncio.timeout(timeout_s) as scope:
+        async with scope:
             return await awaitable
     except TimeoutError:
         if not scope.expired():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -14,6 +17,8 @@ from agentenv.env import AgentEnv
 from agentenv.errors import UnknownEnvError, UsageError, did_you_mean
 
 ENTRY_POINT_GROUP = "agentenv.envs"
+
+_ENV_ID = re.compile(r"[\w.-]+/[\w.-]+-v\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +66,10 @@ def register(env_id: str, entry_point: str, *, description: str = "", **kwargs: 
         **kwargs: JSON-plain defaults for the constructor.
 
     Raises:
-        UsageError: the id is taken by another entry point.
+        UsageError: the id is taken by another entry point, or is not a valid id.
     """
+    if not _ENV_ID.fullmatch(env_id):
+        raise UsageError(f'"{env_id}" is not a valid id; write namespace/Name-v0')
     entry = Registration(env_id=env_id, entry_point=entry_point, kwargs=kwargs, description=description)
     known = _registrations.get(env_id)
     if known is not None and known != entry:
@@ -109,10 +116,28 @@ def make_bare(env_id: str, **kwargs: object) -> AgentEnv:
     """
     entry = registration(env_id)
     env_class = entry.load()
+    allowed = constructor_options(env_class)
+    for name in kwargs:
+        if name not in allowed:
+            options = ", ".join(allowed)
+            raise UsageError(f'{env_id} has no option "{name}".{did_you_mean(name, allowed)} Options: {options}.')
     try:
         return env_class(**{**entry.kwargs, **kwargs})  # type: ignore[arg-type]
     except TypeError as error:
         raise UsageError(f"{env_id} cannot be made with {kwargs}: {error}") from error
+
+
+def constructor_options(env_class: type[AgentEnv]) -> tuple[str, ...]:
+    """Return the names of a class's constructor options, those that it passes on to its bases included."""
+    found: dict[str, None] = {}
+    for base in env_class.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        found.update((p.name, None) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return tuple(found)
 
 
 def load_plugins() -> None:
@@ -121,4 +146,7 @@ def load_plugins() -> None:
     A package announces them in its entry-point group `agentenv.envs`: the name is the id, the value the import string.
     """
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        register(entry.name, entry.value)
+        try:
+            register(entry.name, entry.value)
+        except UsageError as error:  # one bad plugin must not take the others, and this package, with it
+            warnings.warn(f"plugin environment {entry.name} was left out: {error}", RuntimeWarning, stacklevel=2)

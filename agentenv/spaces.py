@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import gymnasium
@@ -54,7 +54,7 @@ class TextSpace(gymnasium.Space[str]):
         """False: text has no fixed-size array form."""
         return False
 
-    def to_jsonable(self, sample_n: Sequence[str]) -> list[Any]:
+    def to_jsonable(self, sample_n: Iterable[str]) -> list[Any]:
         """Return the samples as a list."""
         return list(sample_n)
 
@@ -129,7 +129,7 @@ class MessageSpace(gymnasium.Space[Action]):
         """False: messages have no fixed-size array form."""
         return False
 
-    def to_jsonable(self, sample_n: Sequence[Action]) -> list[Any]:
+    def to_jsonable(self, sample_n: Iterable[Action]) -> list[Any]:
         """Return the samples as JSON-plain values."""
         return json.loads(json.dumps(list(sample_n)))
 

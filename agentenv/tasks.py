@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -13,6 +12,7 @@ import numpy as np
 
 from agentenv.errors import DataError, UsageError
 from agentenv.messages import Message, as_messages
+from agentenv.rows import read_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,52 +95,7 @@ def load_tasks(path: str | Path) -> tuple[Task, ...]:
 
 @functools.lru_cache(maxsize=32)
 def _load(path: str, mtime_ns: int, size: int) -> tuple[Task, ...]:
-    if size == 0:
-        raise DataError(f"{path}: the file is empty")
-    suffix = Path(path).suffix
-    if suffix == ".parquet":
-        rows: Iterator[Mapping[str, object]] = _parquet_rows(path)
-    elif suffix in (".jsonl", ".json"):
-        rows = _jsonl_rows(path)
-    else:
-        raise DataError(f"{path}: unknown kind of file {suffix!r}; expected .parquet or .jsonl")
-    tasks = tuple(task_from_row(row, where=f"{path}, row {index}") for index, row in enumerate(rows))
-    if not tasks:
-        raise DataError(f"{path}: the file holds no rows")
-    return tasks
-
-
-def _parquet_rows(path: str) -> Iterator[Mapping[str, object]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file, perhaps truncated ({error})") from error
-    if "prompt" not in table.column_names:
-        raise DataError(f"{path}: column 'prompt' is missing; found {', '.join(table.column_names)}")
-    yield from table.to_pylist()
-
-
-def _jsonl_rows(path: str) -> Iterator[Mapping[str, object]]:
-    with open(path, encoding="utf-8") as lines:
-        try:
-            for index, line in enumerate(lines):
-                if line.strip():
-                    yield _json_row(line, f"{path}, row {index}")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 ({error})") from error
-
-
-def _json_row(line: str, where: str) -> Mapping[str, object]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a row is {type(row).__name__}; expected an object")
-    return row
+    return tuple(task_from_row(row, where=where) for where, row in read_rows(path, column="prompt"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -363,7 +363,9 @@ def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
                 f"{where}: parameter {parameter.name!r} has no type hint; the schema is made from hints"
             )
         default = ... if parameter.default is parameter.empty else parameter.default
-        described = {"description": documented.pop(parameter.name)} if parameter.name in documented else {}
+        described: dict[str, Any] = (
+            {"description": documented.pop(parameter.name)} if parameter.name in documented else {}
+        )
         fields[ARGUMENT_PREFIX + parameter.name] = (
             hints[parameter.name],
             pydantic.Field(default, alias=parameter.name, **described),

@@ -41,6 +41,7 @@ class AgentVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._is_over = np.ones(num_envs, dtype=np.bool_)
+        self._was_reset = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -57,12 +58,22 @@ class AgentVectorEnv(VectorEnv):
         ]
         steps = run_now(_all(jobs))
         self._is_over[mask] = False
+        self._was_reset |= mask
         return self._observations(steps), self._infos(steps)
 
     def step(
         self, actions: Sequence[Action]
     ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step the members that are still playing."""
+        """Step the members that are still playing.
+
+        Raises:
+            UsageError: a member was never reset, or the number of actions is wrong.
+            EpisodeError: a member failed; it must be reset.
+        """
+        if not self._was_reset.all():
+            raise UsageError(f"members {np.flatnonzero(~self._was_reset).tolist()} were never reset; call reset first")
+        if len(actions) != self.num_envs:
+            raise UsageError(f"{len(actions)} actions were given for {self.num_envs} environments")
         jobs: list[Callable[[], Any] | None] = [
             None if self._is_over[i] else _step_job(env, actions[i]) for i, env in enumerate(self.envs)
         ]
@@ -105,8 +116,11 @@ def __getattr__(name: str) -> Callable[..., AgentVectorEnv]:
 
 
 async def _all(jobs: Sequence[Callable[[], Any] | None]) -> list[Step | None]:
-    async with asyncio.TaskGroup() as group:
-        tasks = [None if job is None else group.create_task(job()) for job in jobs]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [None if job is None else group.create_task(job()) for job in jobs]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     return [None if task is None else task.result() for task in tasks]
 
 

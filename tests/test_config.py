@@ -60,7 +60,7 @@ class RootSection(Config):
     algorithm: AlgorithmSection = AlgorithmSection()
     trainer: TrainerSection = TrainerSection()
     engine: Annotated[LocalEngine | RemoteEngine, Field(discriminator="kind")] = LocalEngine()
-    env_kwargs: dict[str, int | str] = {}
+    env_kwargs: dict[str, int | str] = Field(default_factory=dict)
     tags: tuple[str, ...] = ()
 
 
@@ -157,7 +157,7 @@ def test_a_wrong_option_lists_the_options(tmp_path):
         ("trainer: {learning_rate: [1]}", '"trainer.learning_rate" is [1]; expected number'),
         ("algorithm: {clip_low: 0}", '"algorithm.clip_low" is 0; expected number, above 0'),
         ("algorithm: {kl: k3}", '"algorithm.kl" is "k3" (text); expected one of "k1", "k2" or null'),
-        ("trainer: {betas: [0.9]}", '"trainer.betas.1" is missing'),
+        ("trainer: {betas: [0.9]}", 'key "trainer.betas.1" is missing; expected number'),
         ("name: 5", '"name" is 5; expected text'),
         ("trainer: 3", '"trainer" is 3; expected a section with num_steps, learning_rate'),
         ("engine: {kind: remote}", 'key "engine.url" is missing; expected text'),
@@ -168,15 +168,16 @@ def test_a_wrong_option_lists_the_options(tmp_path):
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path, text, expected):
-    assert expected in complaint(tmp_path, text).replace('key "trainer.betas.1"', '"trainer.betas.1"')
+    assert expected in complaint(tmp_path, text)
 
 
 def test_every_wrong_key_is_told_at_once_with_its_source(tmp_path):
     message = complaint(tmp_path, "seed: x\ntrainer:\n  num_steps: 0\n", overrides=("algorithm.clip_low=-1",))
-    first, second, third = message.splitlines()
-    assert "line 1" in first
-    assert third.startswith(f"{tmp_path}/train.yaml, line 3") or second.startswith(f"{tmp_path}/train.yaml, line 3")
-    assert 'override "algorithm.clip_low=-1": "algorithm.clip_low" is -1' in message
+    assert message.splitlines() == [
+        f'{tmp_path}/train.yaml, line 1: "seed" is "x" (text); expected integer.',
+        'override "algorithm.clip_low=-1": "algorithm.clip_low" is -1; expected number, above 0.',
+        f'{tmp_path}/train.yaml, line 3: "trainer.num_steps" is 0; expected integer, at least 1.',
+    ]
 
 
 def test_a_wrong_override_is_named(tmp_path):

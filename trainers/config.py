@@ -14,6 +14,7 @@ from agentenv.track import TrackingConfig
 from agentenv.trainers.correction import CorrectionConfig
 from agentenv.trainers.credit import AdvantageName
 from agentenv.trainers.losses import LossConfig
+from agentenv.trainers.optimizer import OptimizerConfig
 from agentenv.trainers.tiny import TinyConfig
 
 
@@ -47,23 +48,6 @@ class ModelConfig(Config):
         if (self.path is None) == (self.tiny is None):
             raise ValueError("give exactly one of model.path (a folder or Hub id) and model.tiny (made on the spot)")
         return self
-
-
-class OptimizerConfig(Config):
-    """AdamW and its schedule."""
-
-    learning_rate: float = 1e-6
-    """Peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up, to zero at the phase's last step."""
-    warmup_steps: int = 0
-    """Optimizer steps over which the rate rises from zero."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decay rates."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
 
 
 class SFTConfig(Config):

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from agentenv.config import Config
 from agentenv.errors import UsageError, did_you_mean
 from agentenv.trainers.packing import segment_sum
 
@@ -28,33 +29,27 @@ Level = Literal["token", "sum", "mean"]
 LOG_RATIO_LIMIT = 20.0
 
 
-class CorrectionConfig(BaseModel):
-    """One point of the family (weight rule, mask rule, level).
-
-    Attributes:
-        mode: `"decoupled"` scores the batch once before the first update; that pi_old anchors the loss ratio pi / pi_old
-            and rho is pi_old / mu. `"bypass"` takes mu for pi_old, so the loss ratio itself is rho = pi / mu.
-        weight: `"none"`, or `"truncate"`: min(rho, weight_cap).
-        weight_level: rho of a token, or exp of the sum or mean of log rho over its sequence.
-        weight_cap: upper bound of the weight.
-        mask: `"none"`; `"ratio"` keeps mask_low <= rho <= mask_high; `"k3"` keeps mask_low <= rho - log rho - 1
-            <= mask_high.
-        mask_level: the token's own statistic, or the sum or mean over its sequence, which then goes as a whole. Ratios are
-            summed and averaged as logarithms.
-        mask_low: lower bound, inclusive.
-        mask_high: upper bound, inclusive.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class CorrectionConfig(Config):
+    """One point of the family (weight rule, mask rule, level)."""
 
     mode: CorrectionMode = "bypass"
+    """decoupled scores the batch once before the first update: this pi_old anchors the loss ratio pi / pi_old, and rho
+    is pi_old / mu. bypass takes mu for pi_old: the loss ratio itself is rho = pi / mu."""
     weight: WeightRule = "truncate"
+    """none, or truncate: min(rho, weight_cap)."""
     weight_level: Level = "token"
+    """rho of the token, or exp of the sum or mean of log rho over its sequence."""
     weight_cap: float = Field(default=2.0, gt=0)
+    """Upper bound of the weight."""
     mask: MaskRule = "none"
+    """none; ratio keeps mask_low <= rho <= mask_high; k3 keeps mask_low <= rho - log rho - 1 <= mask_high."""
     mask_level: Level = "token"
+    """The token's own statistic, or the sum or mean over its sequence, which then stays or goes as a whole. Ratios are
+    summed and averaged as logarithms."""
     mask_low: float = Field(default=0.0, ge=0)
-    mask_high: float = Field(default=math.inf, ge=0)
+    """Lower bound, inclusive."""
+    mask_high: float | None = Field(default=None, ge=0)
+    """Upper bound, inclusive; null is none."""
 
     @property
     def needs_old_logprob(self) -> bool:
@@ -108,10 +103,10 @@ def correct(
 ) -> Correction:
     """Compute weights and mask; identical log-probs give weights of exactly 1 and keep everything.
 
-    In decoupled mode call it once per step, with the log-probs of the no-grad pass. In bypass mode the weight follows pi
-    and is computed in every forward pass; since the loss ratio is rho already, the factor returned is weight / rho, so
-    that the token's total importance is the weight that the rule names, never rho squared. A mask is taken from the
-    no-grad pass in both modes.
+    In decoupled mode call it once per step, with the log-probs of the no-grad pass. In bypass mode the weight follows
+    pi and is computed in every forward pass; since the loss ratio is rho already, the factor returned is weight / rho,
+    so that the token's total importance is the weight that the rule names, never rho squared. A mask is taken from
+    the no-grad pass in both modes.
 
     Args:
         logprob_T: float[T]; log pi (bypass) or log pi_old (decoupled). No gradient flows through it.
@@ -225,13 +220,11 @@ def _keep_all(log_rho_T: Tensor, config: CorrectionConfig, at_level: AtLevel) ->
 
 
 def _keep_ratio(log_rho_T: Tensor, config: CorrectionConfig, at_level: AtLevel) -> Tensor:
-    ratio_T = at_level(log_rho_T, config.mask_level).exp()
-    return (ratio_T >= config.mask_low) & (ratio_T <= config.mask_high)
+    return _within_bounds(at_level(log_rho_T, config.mask_level).exp(), config)
 
 
 def _keep_k3(log_rho_T: Tensor, config: CorrectionConfig, at_level: AtLevel) -> Tensor:
-    k3_T = at_level(log_rho_T.expm1() - log_rho_T, config.mask_level)
-    return (k3_T >= config.mask_low) & (k3_T <= config.mask_high)
+    return _within_bounds(at_level(_k3(log_rho_T), config.mask_level), config)
 
 
 MASK_RULES: dict[MaskRule, Callable[[Tensor, CorrectionConfig, AtLevel], Tensor]] = {
@@ -240,6 +233,16 @@ MASK_RULES: dict[MaskRule, Callable[[Tensor, CorrectionConfig, AtLevel], Tensor]
     "k3": _keep_k3,
 }
 """From log rho of the tokens to the tokens that stay."""
+
+
+def _within_bounds(statistic_T: Tensor, config: CorrectionConfig) -> Tensor:
+    high = math.inf if config.mask_high is None else config.mask_high
+    return (statistic_T >= config.mask_low) & (statistic_T <= high)
+
+
+def _k3(log_rho: Tensor) -> Tensor:
+    """Return rho - 1 - log rho; `expm1`, because rho - 1 would lose small differences to rounding."""
+    return log_rho.expm1() - log_rho
 
 
 def _over_sequence(
@@ -261,7 +264,7 @@ def _token_metrics(log_rho_N: Tensor) -> dict[str, float]:
     rank = max(1, math.ceil(0.99 * len(rho_N)))
     return {
         "k1": -float(log_rho_N.mean()),
-        "k3": float((log_rho_N.expm1() - log_rho_N).mean()),  # expm1: rho - 1 would lose small ratios to rounding
+        "k3": float(_k3(log_rho_N).mean()),
         "chi2_token": mean_square - 1.0,
         "ess": mean * mean / mean_square,
         "rho_min": float(rho_N.min()),

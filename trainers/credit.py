@@ -18,6 +18,7 @@ from agentenv.trainers.packing import segment_lengths
 
 AdvantageName = Literal["grpo", "rloo", "turn_rtg_loo", "gae"]
 STD_EPSILON = 1e-6
+BLOCK_TOKENS = 1 << 16  # long columns are worked through in blocks that stay in the processor's cache
 
 
 def grpo(reward_B: Tensor, group_B: Tensor, *, is_scored_B: Tensor, divide_by_std: bool = True) -> Tensor:
@@ -110,17 +111,29 @@ def gae(
     Returns:
         Advantages and returns (A + V, before whitening), float[T]; 0 on observation tokens.
     """
-    index_N = is_sampled_T.nonzero().squeeze(1)
+    reward_T = _earned_rewards(reward_T, sequence_T, is_sampled_T=is_sampled_T)
     advantage_T, return_T = torch.zeros_like(reward_T), torch.zeros_like(reward_T)
-    if len(index_N) == 0:
-        return advantage_T, return_T
-    sequence_N, value_N = sequence_T.index_select(0, index_N), value_T.index_select(0, index_N)
-    continues = (sequence_N[1:] == sequence_N[:-1]).to(reward_T.dtype)  # [N - 1]; 0 at the end of a sequence
-    delta_N = _collected_rewards(reward_T, sequence_T, is_sampled_T=is_sampled_T, index_N=index_N).sub_(value_N)
-    delta_N[:-1].addcmul_(value_N[1:], continues, value=gamma)
-    advantage_N = _backward_scan(delta_N, continues * (gamma * lam))
-    return_T.index_copy_(0, index_N, advantage_N + value_N)
-    advantage_T.index_copy_(0, index_N, whitened(advantage_N) if whiten else advantage_N)
+    next_sequence, next_value = sequence_T.new_full((1,), -1), value_T.new_zeros(1)
+    next_advantage = reward_T.new_zeros(1)
+    for end in range(len(reward_T), 0, -BLOCK_TOKENS):
+        block = slice(max(end - BLOCK_TOKENS, 0), end)
+        index_N = is_sampled_T[block].nonzero().squeeze(1)
+        if len(index_N) == 0:
+            continue
+        sequence_N, value_N = sequence_T[block].index_select(0, index_N), value_T[block].index_select(0, index_N)
+        continues_N = (torch.cat([sequence_N[1:], next_sequence]) == sequence_N).to(reward_T.dtype)
+        delta_N = reward_T[block].index_select(0, index_N) - value_N
+        delta_N.addcmul_(torch.cat([value_N[1:], next_value]), continues_N, value=gamma)
+        carry_N = continues_N.mul_(gamma * lam)
+        delta_N[-1:].addcmul_(carry_N[-1:], next_advantage)
+        carry_N[-1] = 0.0
+        advantage_N = _backward_scan(delta_N, carry_N)
+        next_sequence, next_value, next_advantage = sequence_N[:1], value_N[:1], advantage_N[:1]
+        advantage_T[block].index_copy_(0, index_N, advantage_N)
+        return_T[block].index_copy_(0, index_N, advantage_N + value_N)
+    if whiten:
+        index_N = is_sampled_T.nonzero().squeeze(1)
+        advantage_T = advantage_T.index_copy(0, index_N, whitened(advantage_T[index_N]))
     return advantage_T, return_T
 
 
@@ -138,7 +151,12 @@ def to_tokens(advantage_B: Tensor, sequence_T: Tensor, *, is_sampled_T: Tensor) 
         sequence_T: int64[T]; index into `advantage_B`.
         is_sampled_T: bool[T].
     """
-    return advantage_B.index_select(0, sequence_T).mul_(is_sampled_T.to(advantage_B.dtype))
+    advantage_T = advantage_B.new_empty(len(sequence_T))
+    for start in range(0, len(sequence_T), BLOCK_TOKENS):
+        block = slice(start, start + BLOCK_TOKENS)
+        torch.index_select(advantage_B, 0, sequence_T[block], out=advantage_T[block])
+        advantage_T[block].mul_(is_sampled_T[block])
+    return advantage_T
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +181,6 @@ class Episodes:
     is_sampled_N: Tensor
     value_N: Tensor
 
-    @property
-    def is_scored_B(self) -> Tensor:
-        """bool[B]; True throughout, failed members having been left out."""
-        return torch.ones_like(self.group_B, dtype=torch.bool)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageOptions:
@@ -179,6 +192,11 @@ class AdvantageOptions:
     whiten: bool = False
 
 
+def _everyone(episodes: Episodes) -> Tensor:
+    """Return bool[B], True throughout: failed members were left out before."""
+    return torch.ones_like(episodes.group_B, dtype=torch.bool)
+
+
 def _per_trajectory(advantage_B: Tensor, episodes: Episodes) -> Tensor:
     return advantage_B[episodes.trajectory_K].repeat_interleave(episodes.num_tokens_K)
 
@@ -187,14 +205,14 @@ def _assign_grpo(episodes: Episodes, options: AdvantageOptions) -> Tensor:
     advantage_B = grpo(
         episodes.reward_B,
         episodes.group_B,
-        is_scored_B=episodes.is_scored_B,
+        is_scored_B=_everyone(episodes),
         divide_by_std=options.divide_by_std,
     )
     return _per_trajectory(advantage_B, episodes)
 
 
 def _assign_rloo(episodes: Episodes, options: AdvantageOptions) -> Tensor:
-    return _per_trajectory(rloo(episodes.reward_B, episodes.group_B, is_scored_B=episodes.is_scored_B), episodes)
+    return _per_trajectory(rloo(episodes.reward_B, episodes.group_B, is_scored_B=_everyone(episodes)), episodes)
 
 
 def _assign_turn_rtg_loo(episodes: Episodes, options: AdvantageOptions) -> Tensor:
@@ -202,7 +220,7 @@ def _assign_turn_rtg_loo(episodes: Episodes, options: AdvantageOptions) -> Tenso
         episodes.reward_K,
         episodes.trajectory_K,
         group_B=episodes.group_B,
-        is_scored_B=episodes.is_scored_B,
+        is_scored_B=_everyone(episodes),
     )
     return advantage_K.repeat_interleave(episodes.num_tokens_K)
 
@@ -260,30 +278,30 @@ def _centred(value_BK: Tensor, group_B: Tensor, *, is_scored_B: Tensor) -> tuple
     return centred_BK, group_B, count_B
 
 
-def _collected_rewards(reward_T: Tensor, sequence_T: Tensor, *, is_sampled_T: Tensor, index_N: Tensor) -> Tensor:
-    """Return float[N]: rewards of sampled tokens plus those of the observation tokens that follow them."""
-    reward_N = reward_T.index_select(0, index_N)
+def _earned_rewards(reward_T: Tensor, sequence_T: Tensor, *, is_sampled_T: Tensor) -> Tensor:
+    """Return float[T]: rewards of observation tokens added to the sampled token that they follow."""
     stray = ((reward_T != 0) & ~is_sampled_T).nonzero().squeeze(1)
-    if len(stray):
-        earner = torch.searchsorted(index_N, stray) - 1
-        is_earned = (earner >= 0) & (sequence_T[index_N[earner.clamp(min=0)]] == sequence_T[stray])
-        reward_N.index_add_(0, earner[is_earned], reward_T[stray[is_earned]])
-    return reward_N
+    index_N = is_sampled_T.nonzero().squeeze(1) if len(stray) else stray
+    if len(index_N) == 0:
+        return reward_T
+    earner = index_N[(torch.searchsorted(index_N, stray) - 1).clamp(min=0)]
+    is_earned = (earner < stray) & (sequence_T[earner] == sequence_T[stray])
+    return reward_T.index_add(0, earner[is_earned], reward_T[stray[is_earned]])
 
 
-def _backward_scan(delta_N: Tensor, carry: Tensor) -> Tensor:
+def _backward_scan(delta_N: Tensor, carry_N: Tensor) -> Tensor:
     """Solve A_t = delta_t + carry_t A_{t+1} in log2(longest sequence) passes, each doubling the reach.
 
-    After the pass with `step`, A_t sums the terms up to t + 2 step - 1 and the carry is the product over that
-    stretch; a carry of 0 at the end of a sequence stops terms of the next one from coming in.
+    Before the pass with `step`, A_t sums the terms up to t + step - 1 and the carry is the product over that
+    stretch; a carry of 0 at the end of a sequence, and at the very end, keeps the next sequence out.
     """
-    total, spare = delta_N.clone(), torch.empty_like(delta_N)
-    carry_N = torch.cat([carry, carry.new_zeros(1)])
+    total_N, next_total_N, next_carry_N = delta_N.clone(), torch.empty_like(delta_N), torch.empty_like(carry_N)
     step = 1
-    while step < len(total) and bool(carry_N.sum() > 0):
-        torch.addcmul(total[:-step], carry_N[:-step], total[step:], out=spare[:-step])
-        spare[-step:] = total[-step:]
-        total, spare = spare, total
-        carry_N = torch.cat([carry_N[:-step] * carry_N[step:], carry_N[-step:]])
+    while step < len(total_N) and bool(carry_N.sum() > 0):
+        torch.addcmul(total_N[:-step], carry_N[:-step], total_N[step:], out=next_total_N[:-step])
+        torch.mul(carry_N[:-step], carry_N[step:], out=next_carry_N[:-step])
+        next_total_N[-step:], next_carry_N[-step:] = total_N[-step:], carry_N[-step:]
+        total_N, next_total_N = next_total_N, total_N
+        carry_N, next_carry_N = next_carry_N, carry_N
         step *= 2
-    return total
+    return total_N

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from agentenv.config import Config
 from agentenv.errors import UsageError
 from agentenv.trainers.correction import log_ratio
 from agentenv.trainers.packing import PackedBatch, segment_sum
@@ -25,43 +26,38 @@ MetricSums = dict[str, Tensor]
 """Metric name to float64[2]: a sum over tokens and the number of tokens. Add them over micro-batches and ranks."""
 
 
-class LossConfig(BaseModel):
-    """How the columns of a batch become one number.
-
-    Attributes:
-        policy: a key of `POLICY_LOSSES`.
-        clip_low: `ppo_clip` bounds the ratio below by 1 - clip_low.
-        clip_high: and above by 1 + clip_high; 0.2 and 0.28 are the range [0.8, 1.28].
-        dual_clip: `ppo_clip` bounds the loss of a negative advantage at ratio `dual_clip`; None is off.
-        tv_limit: delta of `dppo_tv`, a difference of probabilities.
-        log_ratio_penalty: tau of `dppo_tv`.
-        aggregation: a key of `AGGREGATIONS`; the same for every component.
-        length_norm: the constant length L of `seq_mean_token_sum_norm`.
-        kl_coefficient: weight of the KL to the reference policy; 0 needs no reference log-probs.
-        kl_estimator: a key of `KL_ESTIMATORS`.
-        entropy_coefficient: weight of the entropy bonus on policy tokens.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class LossConfig(Config):
+    """How the columns of a batch become one number."""
 
     policy: PolicyLossName = "dppo_tv"
+    """Policy loss."""
     clip_low: float = Field(default=0.2, ge=0, le=1)
+    """ppo_clip bounds the ratio below by 1 - clip_low."""
     clip_high: float = Field(default=0.28, ge=0)
+    """ppo_clip bounds the ratio above by 1 + clip_high; 0.2 and 0.28 are the range [0.8, 1.28]."""
     dual_clip: float | None = Field(default=3.0, gt=1)
+    """ppo_clip bounds the loss of a negative advantage at this ratio; null is off."""
     tv_limit: float = Field(default=0.2, ge=0)
+    """Trust region (delta) of dppo_tv, a difference of probabilities."""
     log_ratio_penalty: float = Field(default=1e-3, ge=0)
+    """Weight (tau) of the squared log ratio in dppo_tv."""
     aggregation: AggregationName = "token_mean"
+    """How token losses become one number; the same for every component."""
     length_norm: int | None = Field(default=None, ge=1)
+    """Constant number of tokens that seq_mean_token_sum_norm divides by."""
     kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the reference policy; 0 needs no reference."""
     kl_estimator: KLName = "k3"
+    """Estimator of that KL. As a loss, the expected gradient of k1 is 0, and that of k2 is the gradient of the KL."""
     entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus on policy tokens."""
 
     @model_validator(mode="after")
     def _length_norm_goes_with_its_aggregation(self) -> LossConfig:
         if (self.aggregation == "seq_mean_token_sum_norm") != (self.length_norm is not None):
             raise ValueError(
-                f"length_norm is {self.length_norm} with aggregation {self.aggregation!r}; give length_norm (a number of "
-                "tokens, e.g. the longest generation allowed) with 'seq_mean_token_sum_norm' and with no other"
+                f"length_norm is {self.length_norm} with aggregation {self.aggregation!r}; give length_norm (a number "
+                "of tokens, e.g. the longest generation allowed) with 'seq_mean_token_sum_norm' and with no other"
             )
         return self
 
@@ -314,31 +310,30 @@ class Component:
     num_tokens: int
     num_sequences: int
 
-    @property
-    def weighted_T(self) -> Tensor:
-        """Weighted loss per token; exactly 0 on inactive tokens."""
+    def weighted(self) -> Tensor:
+        """Return float[T]: weighted loss per token, exactly 0 on inactive tokens."""
         return torch.where(self.is_active_T, self.value_T, 0.0) * self.weight_T
 
 
 def _token_mean(component: Component, batch: PackedBatch, config: LossConfig) -> Tensor:
-    return component.weighted_T.sum() / max(component.num_tokens, 1)
+    return component.weighted().sum() / max(component.num_tokens, 1)
 
 
 def _seq_mean_token_sum(component: Component, batch: PackedBatch, config: LossConfig) -> Tensor:
-    return component.weighted_T.sum() / max(component.num_sequences, 1)
+    return component.weighted().sum() / max(component.num_sequences, 1)
 
 
 def _seq_mean_token_mean(component: Component, batch: PackedBatch, config: LossConfig) -> Tensor:
     """A sequence is never split, so its own token count is known inside the micro-batch."""
     is_active_T = component.is_active_T.to(component.value_T.dtype)
     count_B = segment_sum(is_active_T, batch.sequence_T, num_sequences=batch.num_sequences)
-    share_T = component.weighted_T / count_B.clamp(min=1)[batch.sequence_T]
+    share_T = component.weighted() / count_B.clamp(min=1)[batch.sequence_T]
     return share_T.sum() / max(component.num_sequences, 1)
 
 
 def _seq_mean_token_sum_norm(component: Component, batch: PackedBatch, config: LossConfig) -> Tensor:
     assert config.length_norm is not None  # the config's validator demands it
-    return component.weighted_T.sum() / (max(component.num_sequences, 1) * config.length_norm)
+    return component.weighted().sum() / (max(component.num_sequences, 1) * config.length_norm)
 
 
 AGGREGATIONS: dict[AggregationName, Callable[[Component, PackedBatch, LossConfig], Tensor]] = {

@@ -1,10 +1,10 @@
-"""Which groups may start, which ones the next step trains on, and when their places are free again: a pure state machine.
+"""Which groups may start, which ones a step trains on, and when their places are free again: a pure state machine.
 
 One number makes the mode: `max_staleness` S = 0 is synchronous training, 1 is one step off, more is asynchronous.
 With P groups per step and a window W, the rules are:
 
-- At most (S + 1) P groups are active. A group is active from its admission until the weights of the step that trained on
-  it are live in the engines.
+- At most (S + 1) P groups are active. A group is active from its admission until the weights of the step that trained
+  on it are live in the engines.
 - A step takes P finished groups. While the oldest untrained group h is unfinished, only groups below h + W may pass it.
 - A group is stamped with the live weight version when it starts, and again when it is retried.
 

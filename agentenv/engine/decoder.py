@@ -4,7 +4,7 @@
 plain Llama block (Llama, Mistral, Qwen2, Qwen3) with a third of the kernel launches, which is what small batches cost.
 
 Shapes: T flat tokens, N tokens whose logits are wanted, V vocabulary, M hidden size, H query heads, J key heads,
-A = H + 2 J projected heads, D head size, X positions.
+R = H + J heads that are rotated, A = R + J projected heads, D head size, X positions.
 """
 
 from __future__ import annotations
@@ -65,18 +65,21 @@ class GenericDecoder:
 class _LeanLayer:
     """Fused weights of one block. The model's parameters become views of them, so updates in place reach both."""
 
-    def __init__(self, block: nn.Module, *, index: int, window: int | None) -> None:
+    def __init__(self, block: Any, *, index: int, config: Any) -> None:
         attention: Any = block.self_attn
         mlp: Any = block.mlp
         self.index = index
+        # Mistral windows every layer by its config; the others say it per layer
+        window = config.sliding_window if config.model_type == "mistral" else getattr(attention, "sliding_window", None)
         self.rule = ScoreRule(scale=attention.scaling, window=window)
         self.qkv_weight, self.qkv_bias = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
         self.gate_up_weight, self.gate_up_bias = _fuse(mlp.gate_proj, mlp.up_proj)
         self.output, self.down, self.activation = attention.o_proj, mlp.down_proj, mlp.act_fn
         self.input_norm: Any = block.input_layernorm
         self.mlp_norm: Any = block.post_attention_layernorm
-        self.query_norm: Any = getattr(attention, "q_norm", None)
-        self.key_norm: Any = getattr(attention, "k_norm", None)
+        query_norm: Any = getattr(attention, "q_norm", None)
+        self.head_epsilon: float = 0.0 if query_norm is None else query_norm.variance_epsilon
+        self.head_norm_2D = None if query_norm is None else _stack(query_norm, attention.k_norm)
 
 
 class LeanDecoder:
@@ -95,10 +98,9 @@ class LeanDecoder:
         self._norm: Any = body.norm
         self._num_heads: int = config.num_attention_heads
         self._num_key_heads: int = config.num_key_value_heads
-        self._layers = [
-            _LeanLayer(block, index=index, window=getattr(block.self_attn, "sliding_window", None))
-            for index, block in enumerate(body.layers)
-        ]
+        self._layers = [_LeanLayer(block, index=index, config=config) for index, block in enumerate(body.layers)]
+        norm_of_head_R = [0] * self._num_heads + [1] * self._num_key_heads
+        self._norm_of_head_R = torch.tensor(norm_of_head_R, device=self._embedding.device)
         position_1X = torch.arange(max_length, device=self._embedding.device)[None]
         cos_1XD, sin_1XD = body.rotary_emb(self._embedding[:1], position_1X)
         self._cos_X1D = cos_1XD[0][:, None]
@@ -126,10 +128,9 @@ class LeanDecoder:
         normed_TM = _rms_norm(layer.input_norm, hidden_TM)
         head_TAD = functional.linear(normed_TM, layer.qkv_weight, layer.qkv_bias).view(num_tokens, -1, self._head_size)
         rotating_TRD, value_TJD = head_TAD.split((self._rotated, self._num_key_heads), dim=1)
-        if layer.query_norm is not None:
-            query_THD, key_TJD = rotating_TRD.split((self._num_heads, self._num_key_heads), dim=1)
-            normed = (_rms_norm(layer.query_norm, query_THD), _rms_norm(layer.key_norm, key_TJD))
-            rotating_TRD = torch.cat(normed, dim=1)
+        if layer.head_norm_2D is not None:
+            weight_RD = layer.head_norm_2D.index_select(0, self._norm_of_head_R)
+            rotating_TRD = functional.rms_norm(rotating_TRD, (self._head_size,), None, layer.head_epsilon) * weight_RD
         first, second = rotating_TRD.chunk(2, dim=-1)
         rotated_TRD = torch.addcmul(rotating_TRD * cos_T1D, torch.cat((second, first), dim=-1), sin_T1D)
         query_THD, key_TJD = rotated_TRD.split((self._num_heads, self._num_key_heads), dim=1)
@@ -174,7 +175,8 @@ def make_decoder(model: PreTrainedModel, *, max_length: int) -> Decoder:
             f"{type(model).__name__} has layers of type {strange}; the hf engine serves full and sliding attention "
             "only. Use another engine for this model"
         )
-    token_T = torch.arange(1, 13, device=model.device) * 7919 % model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    token_T = torch.arange(1, 13, device=model.device) * 7919 % embedding.weight.shape[0]
     expected_NV = _reference_logits(model, token_T)
     model.set_attn_implementation(ATTENTION_NAME)
     if is_lean(model):
@@ -261,6 +263,13 @@ def _fuse(*projections: nn.Linear) -> tuple[Tensor, Tensor | None]:
             projection.bias.data = bias[start:stop]
         start = stop
     return weight, bias
+
+
+def _stack(query_norm: Any, key_norm: Any) -> Tensor:
+    """Stack the weights of two norms `[2, D]`; each norm's own weight becomes a view of the stack."""
+    stacked = torch.stack((query_norm.weight.detach(), key_norm.weight.detach()))
+    query_norm.weight.data, key_norm.weight.data = stacked[0], stacked[1]
+    return stacked
 
 
 def _rms_norm(norm: Any, x: Tensor) -> Tensor:

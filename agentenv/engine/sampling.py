@@ -23,14 +23,15 @@ _MIX_B = np.uint64(0x94D049BB133111EB)
 UintArray = npt.NDArray[np.uint64]
 
 
-def seed_states(seeds: npt.ArrayLike) -> UintArray:
-    """Turn seeds of any size into well-mixed 64-bit states.
+def seed_state(seed: int, *, stream: int = 0) -> np.uint64:
+    """Turn a seed of any size and sign into the well-mixed 64-bit state of a random stream.
 
     Args:
-        seeds: integers, negative ones included; reduced modulo 2**64.
+        seed: reduced modulo 2**64.
+        stream: another number gives an independent stream of the same seed.
     """
-    words = np.array([int(seed) % 2**64 for seed in np.atleast_1d(np.asarray(seeds, dtype=object))], dtype=np.uint64)
-    return _mix(words + _GOLDEN)
+    word = _mix(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
+    return _mix(word + np.array([stream % 2**64], dtype=np.uint64) * _GOLDEN)[0]
 
 
 def uniforms(state_B: UintArray, position_B: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

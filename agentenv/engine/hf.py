@@ -1,0 +1,468 @@
+"""The embedded engine: continuous batching over a static cache of slots, in process, for any Hugging Face causal LM.
+
+One asyncio task on the caller's event loop runs a forward pass inline and then lets the other tasks run, so with inline
+environments a whole run is a deterministic function of seeds and request order.
+
+Shapes: T flat tokens of a step, D slots that decode, S slots that prefill, N slots that sample, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agentenv.config import Config
+from agentenv.engine.decoder import make_decoder
+from agentenv.engine.kv_cache import SlotCache, StepPlan, plan_step
+from agentenv.engine.protocol import (
+    Ack,
+    Completion,
+    EngineHealth,
+    FinishReason,
+    PauseMode,
+    SamplingParams,
+    WeightManifest,
+)
+from agentenv.engine.sampling import SamplingRows, draw, sampling_rows, seed_state, uniforms
+from agentenv.engine.slots import Request, SlotTable
+from agentenv.engine.weights import load_causal_lm, load_weights, named_weights, weights_checksum
+from agentenv.errors import DeadlineExceeded, EngineClosed, EngineError, ModelError, describe
+
+__all__ = ["HFEngine", "HFEngineConfig", "weights_checksum"]
+
+IntArray = npt.NDArray[np.int64]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class HFEngineConfig(Config):
+    """The embedded engine."""
+
+    max_length: int = Field(default=2048, ge=2)
+    """Tokens of prompt and output together, at most."""
+    max_slots: int = Field(default=64, ge=1)
+    """Requests that run at once; further ones wait. Idle slots keep their session's prefix."""
+    max_step_tokens: int = Field(default=4096, ge=1)
+    """Tokens of one forward pass; longer prompts are read over several. Larger than max_slots."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Of weights and cache; auto keeps the model's."""
+    device: str = "auto"
+    """Where to run: auto is the model's own device, or the first GPU for a model loaded from a folder."""
+    seed: int = 0
+    """Where requests that bring no seed draw theirs from."""
+
+    @model_validator(mode="after")
+    def _decoding_never_fills_a_step(self) -> HFEngineConfig:
+        if self.max_step_tokens <= self.max_slots:
+            raise ValueError(
+                f"max_step_tokens is {self.max_step_tokens}; it must be larger than max_slots ({self.max_slots}), "
+                "so that prompts are still read while every slot decodes"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One forward pass: tokens in, and which slots sample from it."""
+
+    token_T: Tensor
+    position_T: Tensor
+    plan: StepPlan
+    select_N: Tensor | None
+    sampled_N: IntArray
+    advanced: tuple[IntArray, IntArray]  # slots, and by how many tokens the cache of each grows
+
+
+class HFEngine:
+    """Serves one Hugging Face causal LM. Implements `agentenv.engine.protocol.Engine`.
+
+    Args:
+        model: any causal LM whose attention goes through transformers' attention interface. It is copied, unless
+            `keeps_model` is set.
+        config: limits, dtype, device.
+        version: version of the weights that `model` has.
+        keeps_model: the caller hands the model over; it is changed and must not be used elsewhere.
+
+    Raises:
+        ModelError: the architecture cannot be served, or `max_length` exceeds the model's positions.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        config: HFEngineConfig | None = None,
+        version: int = 0,
+        keeps_model: bool = False,
+    ) -> None:
+        self.config = HFEngineConfig() if config is None else config
+        _check_positions(model, max_length=self.config.max_length)
+        self._model = _prepared(model if keeps_model else copy.deepcopy(model), config=self.config)
+        self._decoder = make_decoder(self._model, max_length=self.config.max_length)
+        embedding: Any = self._model.get_input_embeddings()
+        self.vocab_size: int = embedding.weight.shape[0]
+        self._device: torch.device = embedding.weight.device
+        self._version = version
+        limits = {"max_slots": self.config.max_slots, "max_length": self.config.max_length}
+        self._cache = SlotCache(**limits)
+        self._slots = SlotTable(**limits)
+        self._waiting: deque[Request] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._num_requests = 0
+        self._num_admitted = 0
+        self._is_paused = False
+        self._is_closed = False
+        self._failure = ""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, config: HFEngineConfig | None = None, version: int = 0) -> HFEngine:
+        """Load a model folder and serve it.
+
+        Raises:
+            ModelError: the folder cannot be loaded, or the architecture cannot be served.
+        """
+        config = HFEngineConfig() if config is None else config
+        device = config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load_causal_lm(path, dtype=_DTYPES.get(config.dtype), device=device)
+        return cls(model, config=config, version=version, keeps_model=True)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, deadline_s: float
+    ) -> Completion:
+        """Sample a continuation; see `Engine.generate`.
+
+        Raises:
+            EngineError: the prompt is empty, too long or holds an id outside the vocabulary, or the engine failed.
+            EngineClosed: the engine was closed.
+            DeadlineExceeded: after `deadline_s` seconds, waiting and pauses included.
+        """
+        self._refuse_if_unusable()
+        request = self._new_request(prompt_ids, sampling, session_id=session_id)
+        self._waiting.append(request)
+        self._wake()
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await request.result
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "engine", "HFEngine.generate", f"no completion within {deadline_s:g} s (session {session_id!r})"
+            ) from None
+        finally:
+            self._drop(request)
+
+    async def end_session(self, session_id: str) -> None:
+        """Give up the session's cached prefix; unknown sessions are ignored."""
+        self._slots.end_session(session_id)
+
+    async def pause(self, mode: PauseMode = "abort") -> None:
+        """Stop generating.
+
+        Args:
+            mode: `"abort"` ends running requests with what they have; `"keep"` continues them after `resume`.
+                Requests that wait for a slot stay in line in both modes.
+        """
+        self._is_paused = True
+        if mode == "abort":
+            for slot, _ in self._slots.running():
+                self._finish(slot, finish_reason="abort")
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        self._is_paused = False
+        self._wake()
+
+    async def update_weights(self, manifest: WeightManifest) -> Ack:
+        """Copy new weights in and drop every cached prefix.
+
+        The change falls between two tokens. Running requests are read again under the new weights, so later
+        log-probs are those of the new weights, and their completion says which version sampled which token. A failed
+        engine serves again after a successful update.
+
+        Returns:
+            The version, and `weights_checksum` of the weights as the engine holds them.
+
+        Raises:
+            EngineError: the version is not newer, names or shapes differ, or a weight is not finite. Nothing changed.
+            EngineClosed: the engine was closed.
+        """
+        if self._is_closed:
+            raise EngineClosed("the engine was closed; weights cannot be updated")
+        if manifest.version <= self._version:
+            raise EngineError(
+                f"weights of version {manifest.version} came, but the engine has version {self._version}; "
+                "versions must grow"
+            )
+        load_weights(self._model, manifest.tensors)
+        self._version = manifest.version
+        self._failure = ""
+        self._slots.forget_cache()
+        for slot, request in self._slots.running():
+            request.versions.append((self._version, int(self._slots.length_S[slot] - self._slots.prompt_S[slot])))
+        return Ack(version=self._version, checksum=weights_checksum(named_weights(self._model)))
+
+    async def health(self) -> EngineHealth:
+        """Say whether requests can be served; a paused engine can, later."""
+        return EngineHealth(
+            is_ready=not self._is_closed and not self._failure,
+            version=self._version,
+            num_running=self._slots.num_running,
+            num_waiting=len(self._waiting),
+        )
+
+    async def close(self) -> None:
+        """Fail every request with `EngineClosed` and free the cache; idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._fail_all(EngineClosed("the engine was closed while this request was in it"))
+        self._cache.free()
+
+    def _refuse_if_unusable(self) -> None:
+        if self._is_closed:
+            raise EngineClosed("the engine was closed; make a new one")
+        if self._failure:
+            raise EngineError(f"the engine failed earlier ({self._failure}); update its weights or make a new one")
+
+    def _new_request(self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str) -> Request:
+        prompt = _checked_prompt(prompt_ids, vocab_size=self.vocab_size, max_length=self.config.max_length)
+        self._num_requests += 1
+        state = seed_state(self.config.seed, stream=self._num_requests)
+        return Request(
+            prompt_ids=prompt,
+            sampling=sampling,
+            session_id=session_id,
+            seed_state=state if sampling.seed is None else seed_state(sampling.seed),
+            result=asyncio.get_running_loop().create_future(),
+        )
+
+    def _wake(self) -> None:
+        """Start the step loop unless it runs."""
+        if self._task is None and self._has_work():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="hf engine")
+
+    def _has_work(self) -> bool:
+        is_stopped = self._is_paused or self._is_closed or bool(self._failure)
+        return not is_stopped and (self._slots.num_running > 0 or len(self._waiting) > 0)
+
+    async def _run(self) -> None:
+        """The step loop; it ends when nothing is left to do, and `_wake` starts the next one."""
+        try:
+            while self._has_work():
+                try:
+                    self._step()
+                except Exception as error:  # whatever a model raises must reach those who wait for it
+                    self._break(error)
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._fail_all(EngineError("the engine's event loop was shut down while this request was in it"))
+            raise
+        finally:
+            self._task = None
+
+    def _step(self) -> None:
+        """Admit, run one forward pass, sample, finish."""
+        while self._waiting and self._slots.has_room:
+            self._admit(self._waiting.popleft())
+        if not self._slots.num_running:
+            return
+        moves = self._slots.compact()
+        with torch.inference_mode():
+            if moves is not None:
+                self._cache.move(moves.source, moves.target, num_places=moves.num_places)
+            step = self._plan()
+            logit_NV = self._decoder.forward(
+                step.token_T, position_T=step.position_T, plan=step.plan, select_N=step.select_N
+            )
+            slots, counts = step.advanced
+            self._slots.computed_S[slots] += counts
+            if len(step.sampled_N):
+                self._sample(logit_NV, slot_N=step.sampled_N)
+
+    def _admit(self, request: Request) -> None:
+        self._num_admitted += 1
+        request.arrival = self._num_admitted
+        request.versions.append((self._version, 0))
+        self._slots.admit(request, max_length=self.config.max_length)
+
+    def _plan(self) -> _Step:
+        """Choose the tokens of this step: one per decoding slot, then as many prompt tokens as fit, oldest first."""
+        table = self._slots
+        running = slice(0, table.num_running)
+        length_R, computed_R = table.length_S[running], table.computed_S[running]
+        pending_R = length_R - computed_R
+        slot_D = np.flatnonzero(pending_R == 1)
+        slot_S, new_S = self._choose_prefills(pending_R, budget=self.config.max_step_tokens - len(slot_D))
+        past_S = computed_R[slot_S]
+        longest = max(int(length_R[slot_D].max(initial=0)), int((past_S + new_S).max(initial=0)))
+        self._cache.reserve(num_slots=table.num_running, num_places=longest)
+        plan = plan_step(
+            self._cache,
+            slot_D=slot_D,
+            position_D=computed_R[slot_D],
+            slot_S=slot_S,
+            past_S=past_S,
+            new_S=new_S,
+            device=self._device,
+        )
+        token_T = [table.token_SX[slot_D, computed_R[slot_D]]]
+        position_T = [computed_R[slot_D]]
+        for slot, past, new in zip(slot_S.tolist(), past_S.tolist(), new_S.tolist(), strict=True):
+            token_T.append(table.token_SX[slot, past : past + new])
+            position_T.append(np.arange(past, past + new))
+        is_complete_S = new_S == pending_R[slot_S]
+        is_all_sampled = len(slot_S) == 0
+        select_N = np.concatenate((np.arange(len(slot_D)), len(slot_D) + np.cumsum(new_S)[is_complete_S] - 1))
+        return _Step(
+            token_T=self._put(np.concatenate(token_T)),
+            position_T=self._put(np.concatenate(position_T)),
+            plan=plan,
+            select_N=None if is_all_sampled else self._put(select_N),
+            sampled_N=np.concatenate((slot_D, slot_S[is_complete_S])),
+            advanced=(np.concatenate((slot_D, slot_S)), np.concatenate((np.ones_like(slot_D), new_S))),
+        )
+
+    def _choose_prefills(self, pending_R: IntArray, *, budget: int) -> tuple[IntArray, IntArray]:
+        """Return slots that read several tokens and how many each reads now, oldest request first."""
+        slots = sorted(np.flatnonzero(pending_R > 1).tolist(), key=lambda slot: self._slots.request_at(slot).arrival)
+        pending_S = pending_R[slots] if slots else np.zeros(0, dtype=np.int64)
+        before_S = np.cumsum(pending_S) - pending_S
+        new_S = np.clip(budget - before_S, 0, pending_S)
+        is_chosen_S = new_S > 0
+        return np.array(slots, dtype=np.int64)[is_chosen_S], new_S[is_chosen_S]
+
+    def _sample(self, logit_NV: Tensor, *, slot_N: IntArray) -> None:
+        """Draw a token for every slot that is up to date, and finish those that are done."""
+        token_N, logprob_N = _to_host(*draw(logit_NV, self._sampling_rows(slot_N)))
+        is_bad_N = ~np.isfinite(logprob_N)
+        if is_bad_N.any():
+            for slot in slot_N[is_bad_N].tolist():
+                self._fail_slot(slot)
+            slot_N, token_N, logprob_N = slot_N[~is_bad_N], token_N[~is_bad_N], logprob_N[~is_bad_N]
+        stopped, full = self._slots.record(slot_N, token_R=token_N, logprob_R=logprob_N)
+        for slot in stopped.tolist():
+            self._finish(slot, finish_reason="stop")
+        for slot in full.tolist():
+            self._finish(slot, finish_reason="length")
+
+    def _sampling_rows(self, slot_N: IntArray) -> SamplingRows:
+        table = self._slots
+        return sampling_rows(
+            temperature_B=table.temperature_S[slot_N],
+            top_p_B=table.top_p_S[slot_N],
+            top_k_B=table.top_k_S[slot_N],
+            uniform_B=uniforms(table.seed_S[slot_N], table.length_S[slot_N]),
+            vocab_size=self.vocab_size,
+            device=self._device,
+        )
+
+    def _finish(self, slot: int, *, finish_reason: FinishReason) -> None:
+        completion = self._slots.completion(slot, finish_reason=finish_reason)
+        request = self._slots.release(slot)
+        if not request.result.done():
+            request.result.set_result(completion)
+
+    def _fail_slot(self, slot: int) -> None:
+        """End one request whose logits are not finite, and leave nothing of it in the cache."""
+        position = int(self._slots.length_S[slot])
+        self._slots.computed_S[slot] = 0
+        self._cache.erase(slot)
+        request = self._slots.release(slot)
+        if not request.result.done():
+            request.result.set_exception(
+                EngineError(f"the model's logits at position {position} are not finite; its weights are broken")
+            )
+
+    def _break(self, error: Exception) -> None:
+        """Fail everything after a forward pass raised; the engine says so in `health` until weights come."""
+        self._failure = describe(error)
+        failure = EngineError(f"the engine's forward pass failed: {self._failure}")
+        failure.__cause__ = error
+        self._fail_all(failure)
+
+    def _fail_all(self, error: EngineError) -> None:
+        running = [request for slot, _ in self._slots.running() for request in (self._slots.release(slot),)]
+        for request in (*running, *self._waiting):
+            if not request.result.done():
+                request.result.set_exception(error)
+        self._waiting.clear()
+        # a pass may have died half-way through writing the cache
+        self._slots.forget_cache()
+        self._cache.free()
+
+    def _drop(self, request: Request) -> None:
+        """Take a request out at once, wherever it is; one that has ended is nowhere."""
+        if request.result.done() and not request.result.cancelled():
+            return
+        for slot, running in self._slots.running():
+            if running is request:
+                self._slots.release(slot)
+                return
+        if request in self._waiting:
+            self._waiting.remove(request)
+
+    def _put(self, array: IntArray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _check_positions(model: PreTrainedModel, *, max_length: int) -> None:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ModelError(
+            f"max_length is {max_length}, but {type(model).__name__} has {positions} positions; "
+            f"set max_length to at most {positions}"
+        )
+
+
+def _prepared(model: PreTrainedModel, *, config: HFEngineConfig) -> PreTrainedModel:
+    """Return the model in evaluation mode, without gradients, in the dtype and on the device of the config."""
+    movable: Any = model
+    if config.dtype != "auto":
+        movable = movable.to(_DTYPES[config.dtype])
+    if config.device != "auto":
+        movable = movable.to(config.device)
+    movable.zero_grad(set_to_none=True)
+    return movable.requires_grad_(False).eval()
+
+
+def _checked_prompt(prompt_ids: Sequence[int], *, vocab_size: int, max_length: int) -> IntArray:
+    prompt = np.asarray(prompt_ids)
+    if prompt.ndim != 1 or len(prompt) == 0 or prompt.dtype.kind not in "iu":
+        raise EngineError(
+            f"prompt_ids has shape {prompt.shape} and dtype {prompt.dtype}; a non-empty list of integers is needed"
+        )
+    is_outside = (prompt < 0) | (prompt >= vocab_size)
+    if is_outside.any():
+        position = int(is_outside.argmax())
+        raise EngineError(
+            f"prompt_ids[{position}] is {prompt[position]}; ids must lie in [0, {vocab_size}). "
+            "Do tokenizer and model belong together?"
+        )
+    if len(prompt) >= max_length:
+        raise EngineError(
+            f"the prompt has {len(prompt)} tokens, but max_length is {max_length} for prompt and output together; "
+            "shorten the prompt or raise max_length"
+        )
+    return prompt.astype(np.int64)
+
+
+def _to_host(token_N: Tensor, logprob_N: Tensor) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """Bring both to the host in one transfer, which is the step's only synchronisation."""
+    if token_N.device.type == "cpu":
+        return token_N.numpy(), logprob_N.numpy()
+    # ids are exact in float64
+    both = torch.stack((token_N.double(), logprob_N.double())).cpu().numpy()
+    return both[0].astype(np.int64), both[1].astype(np.float32)

@@ -1,0 +1,1 @@
+"""Word problems in several steps, with a calculator."""

@@ -1,0 +1,1 @@
+"""Find a five-letter word from hints per letter."""

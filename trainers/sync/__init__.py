@@ -1,0 +1,1 @@
+"""Ways of handing weights from the trainer to engines."""

@@ -1,0 +1,47 @@
+"""Hands the trainer's weights to an engine: one owner, a deadline on every phase, and proof of arrival."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
+
+from torch import Tensor
+
+from agentenv.engine.protocol import Ack, Engine, WeightManifest
+from agentenv.engine.weights import weights_checksum
+from agentenv.errors import EngineError
+
+T = TypeVar("T")
+
+PHASE_TIMEOUT_S = 120.0
+
+
+async def publish(engine: Engine, weights: Mapping[str, Tensor], *, version: int) -> Ack:
+    """Pause the engine, give it new weights, prove that they arrived, and let it go on.
+
+    The engine resumes whatever happens in between, with the weights it then holds; the failure is raised.
+
+    Raises:
+        EngineError: a phase ran past its deadline, or the engine acknowledged another version or other bytes.
+    """
+    await _within(engine.pause("keep"), "pause")
+    try:
+        ack = await _within(engine.update_weights(WeightManifest(version=version, tensors=weights)), "update")
+    finally:
+        await _within(engine.resume(), "resume")
+    expected = weights_checksum(weights)
+    if (ack.version, ack.checksum) != (version, expected):
+        raise EngineError(
+            f"the engine acknowledged version {ack.version} with checksum {ack.checksum}; "
+            f"version {version} with {expected} was sent"
+        )
+    return ack
+
+
+async def _within(awaitable: Awaitable[T], phase: str) -> T:
+    try:
+        async with asyncio.timeout(PHASE_TIMEOUT_S):
+            return await awaitable
+    except TimeoutError:
+        raise EngineError(f"weight update: {phase} took longer than {PHASE_TIMEOUT_S:g} s") from None
