@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
@@ -94,6 +95,8 @@ class AgentEnv(gymnasium.Env[str, Action]):
         )
         self.observation_space = TextSpace()
         self.action_space = self._action_space()
+        self._base_seed: int | None = None
+        self._num_resets = 0
         self._num_turns = 0
         self._stop: StopReason | None = None
         self._state: Literal["new", "open", "done", "failed", "closed"] = "new"
@@ -149,9 +152,12 @@ class AgentEnv(gymnasium.Env[str, Action]):
         if self._state == "closed":
             raise UsageError(f"{type(self).__name__} was closed; make a new one")
         await self._teardown_once()
-        gymnasium.Env.reset(self, seed=seed)
-        # every reset draws one number, so the next unseeded reset is a function of the seed too
-        rng = np.random.default_rng((int(self.np_random.integers(2**62)), self.split == "test"))
+        if seed is not None or self._base_seed is None:
+            self._base_seed = secrets.randbits(62) if seed is None else seed
+            self._num_resets = 0
+        # resets are counted from the last seed, so the next unseeded reset is a function of that seed too
+        rng = np.random.default_rng((self._base_seed, self._num_resets, self.split == "test"))
+        self._num_resets += 1
         # a setup that fails leaves no episode to step, yet what it took is still torn down
         self._state, self._stop, self._num_turns = "failed", None, 0
         with boundary("env", f"{type(self).__name__}.setup"):
@@ -200,6 +206,7 @@ class AgentEnv(gymnasium.Env[str, Action]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode; `options={"task": row}` chooses the task."""
+        gymnasium.Env.reset(self, seed=seed)  # keeps Gymnasium's own np_random, for wrappers that read it
         given = (options or {}).get("task")
         step = self._run(self.reset_async(seed=seed, task=None if given is None else as_task(given)))
         return _observation(step.messages), self._info(step)

@@ -79,9 +79,8 @@ class EpisodeSpec:
         """Return a seed that belongs to this episode and the given purpose."""
         return derive_seed(self.run_seed, self.group_id, self.member, self.attempt, *parts)
 
-    @property
     def session_id(self) -> str:
-        """Name of the episode for engines; fixed width, because some abort by prefix."""
+        """Return the name of the episode for engines; fixed width, because some abort by prefix."""
         return f"{self.derived_seed('session'):016x}"
 
 
@@ -113,6 +112,7 @@ class Episode:
         self.renderer = renderer
         self.limits = limits
         self.sampling = sampling
+        self.session_id = spec.session_id()
         self.recorder = Recorder()
         self.stop_reason: StopReason | None = None
         self.reward_components: Mapping[str, float] = {}
@@ -158,9 +158,9 @@ class Episode:
         started = time.perf_counter()
         with boundary("engine", "generate"):
             completion = await self.engine.generate(
-                self.recorder.token_ids, sampling, session_id=self.spec.session_id, deadline_s=self._time_left_s()
+                self.recorder.token_ids, sampling, session_id=self.session_id, deadline_s=self._time_left_s()
             )
-            check_completion(completion, vocab_size=None)
+            check_completion(completion)
             if completion.finish_reason == "abort":
                 raise EngineError(f"the engine aborted the request after {len(completion.token_ids)} tokens")
         self._engine_s += time.perf_counter() - started

@@ -54,7 +54,8 @@ async def call_hook(
         value = await _in_thread(
             functools.partial(_contained, function, *args, **kwargs), timeout_s=timeout_s, side=side, where=where
         )
-    if inspect.isawaitable(value):  # a synchronous wrapper around a coroutine function
+    # a synchronous wrapper around a coroutine function; text, the usual value, needs no look
+    if type(value) is not str and inspect.isawaitable(value):
         return await _with_deadline(value, timeout_s=timeout_s, side=side, where=where)
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -89,8 +89,13 @@ class Recorder:
 
     def judge(self, *, num_tool_calls: int, num_malformed_calls: int, reward_components: Mapping[str, float]) -> None:
         """Note what the environment said of the last turn."""
-        self._turns[-1] = replace(
-            self._turns[-1],
+        last = self._turns[-1]
+        self._turns[-1] = Turn(
+            sequence=last.sequence,
+            start=last.start,
+            end=last.end,
+            finish_reason=last.finish_reason,
+            weight_versions=last.weight_versions,
             num_tool_calls=num_tool_calls,
             num_malformed_calls=num_malformed_calls,
             reward_components=dict(reward_components),

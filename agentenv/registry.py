@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -56,13 +57,16 @@ class Registration:
 _registrations: dict[str, Registration] = {}
 
 
-def register(env_id: str, entry_point: str, *, description: str = "", **kwargs: object) -> None:
+def register(
+    env_id: str, entry_point: str, *, description: str = "", nondeterministic: bool = False, **kwargs: object
+) -> None:
     """Register an environment here and with Gymnasium.
 
     Args:
         env_id: `namespace/Name-v0`.
         entry_point: import string `module:Class` of an `AgentEnv`; imported when first made.
         description: one line for listings.
+        nondeterministic: True where a model, a person or a live service is part of the environment.
         **kwargs: JSON-plain defaults for the constructor.
 
     Raises:
@@ -79,6 +83,7 @@ def register(env_id: str, entry_point: str, *, description: str = "", **kwargs: 
         gymnasium.register(
             id=env_id,
             entry_point=entry_point,
+            nondeterministic=nondeterministic,
             kwargs=cast("dict[str, Any]", dict(kwargs)),
             vector_entry_point=f"agentenv.vector:{env_id}",
         )
@@ -127,6 +132,7 @@ def make_bare(env_id: str, **kwargs: object) -> AgentEnv:
         raise UsageError(f"{env_id} cannot be made with {kwargs}: {error}") from error
 
 
+@functools.lru_cache(maxsize=512)
 def constructor_options(env_class: type[AgentEnv]) -> tuple[str, ...]:
     """Return the names of a class's constructor options, those that it passes on to its bases included."""
     found: dict[str, None] = {}

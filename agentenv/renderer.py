@@ -15,7 +15,9 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol, cast
 
 from agentenv.errors import ModelError, UsageError, did_you_mean
+from agentenv.hermes import PROBES, HermesReader
 from agentenv.messages import Message, ToolCall, decode_arguments, malformed_call
+from agentenv.skeleton import Skeleton, can_fill, learn_skeleton
 from agentenv.text_calls import parse_turn
 from agentenv.tokenizer import LeanTokenizer, neutraliser
 
@@ -41,7 +43,7 @@ class _Family(Protocol):
 
     stop_ids: tuple[int, ...]
 
-    def prompt(self, messages: Sequence[Message], tools: ToolSpecs) -> list[int]: ...
+    def prompt(self, messages: tuple[Message, ...], tools: ToolSpecs) -> list[int]: ...
 
     def continuation(self, messages: tuple[Message, ...], tools: ToolSpecs) -> list[int] | None: ...
 
@@ -74,6 +76,8 @@ class Renderer:
         self._continuations = functools.lru_cache(maxsize=8192)(self._continuation)
         self._parses = functools.lru_cache(maxsize=8192)(self._parse)
         self._turns = functools.lru_cache(maxsize=8192)(self._turn)
+        self._skeletons: dict[tuple[object, ...], Skeleton | None] = {}
+        self._control_ids = frozenset(map(tokenizer.convert_tokens_to_ids, tokenizer.added_tokens))
         # holding the specs keeps their ids from being reused
         self._tools_seen: dict[tuple[int, ...], tuple[ToolSpecs, str]] = {}
         self._tools_by_text: dict[str, ToolSpecs] = {"": ()}
@@ -112,8 +116,13 @@ class Renderer:
         message = self._parses(tuple(token_ids), self._tools_key(tools))
         if not message.tool_calls:
             return message
-        calls = tuple(replace(call, call_id=f"call_{turn}_{i}") for i, call in enumerate(message.tool_calls))
-        return replace(message, tool_calls=calls)
+        calls = tuple(
+            ToolCall(
+                call_id=f"call_{turn}_{index}", name=call.name, arguments=call.arguments, status=call.status, raw=call.raw
+            )
+            for index, call in enumerate(message.tool_calls)
+        )
+        return Message(role="assistant", content=message.content, tool_calls=calls, reasoning=message.reasoning)
 
     def turn_ids(self, message: Message, *, tools: ToolSpecs = ()) -> tuple[int, ...]:
         """Return the ids, stop id included, that a policy would sample to say `message`; for demonstrations."""
@@ -156,11 +165,40 @@ class Renderer:
         return seen[1]
 
     def _prompt(self, messages: tuple[_MessageKey, ...], tools: str) -> tuple[int, ...]:
-        return tuple(self._family.prompt(self._cleaned(messages), self._tools_by_text[tools]))
+        cleaned, specs = self._cleaned(messages), self._tools_by_text[tools]
+        ids = self._from_skeleton("prompt", cleaned, tools=tools)
+        return tuple(self._family.prompt(cleaned, specs) if ids is None else ids)
 
     def _continuation(self, messages: tuple[_MessageKey, ...], tools: str) -> tuple[int, ...] | None:
-        ids = self._family.continuation(self._cleaned(messages), self._tools_by_text[tools])
+        cleaned = self._cleaned(messages)
+        ids = self._from_skeleton("continuation", cleaned, tools=tools)
+        if ids is None:
+            ids = self._family.continuation(cleaned, self._tools_by_text[tools])
         return None if ids is None else tuple(ids)
+
+    def _from_skeleton(
+        self, kind: Literal["prompt", "continuation"], messages: tuple[Message, ...], *, tools: str
+    ) -> list[int] | None:
+        """Render by filling a known skeleton; None where there is none, or the contents do not fit in."""
+        contents = [message.content for message in messages]
+        if any(message.role == "assistant" for message in messages) or not can_fill(contents):
+            return None
+        key = (kind, tools, *((m.role, m.name, m.tool_call_id) for m in messages))
+        if key not in self._skeletons:
+            if len(self._skeletons) >= _MAX_TOOL_SETS:
+                self._skeletons.clear()
+            render = self._family.prompt if kind == "prompt" else self._family.continuation
+            self._skeletons[key] = learn_skeleton(
+                lambda texts: render(
+                    tuple(replace(m, content=text) for m, text in zip(messages, texts, strict=True)),
+                    self._tools_by_text[tools],
+                ),
+                num_contents=len(messages),
+                tokenizer=self.tokenizer,
+                control_ids=self._control_ids,
+            )
+        skeleton = self._skeletons[key]
+        return None if skeleton is None else skeleton.fill(contents, self.tokenizer)
 
     def _parse(self, token_ids: tuple[int, ...], tools: str) -> Message:
         return self._family.parse(list(token_ids), self._tools_by_text[tools])
@@ -186,7 +224,14 @@ class _MessageKey:
     def __init__(self, message: Message) -> None:
         self.message = message
         calls = _dump([call.to_dict() for call in message.tool_calls]) if message.tool_calls else ""
-        self._parts = (message.role, message.content, calls, message.name, message.reasoning)
+        self._parts = (
+            message.role,
+            message.content,
+            calls,
+            message.name,
+            message.tool_call_id,
+            message.reasoning,
+        )
         self._hash = hash(self._parts)
 
     def __hash__(self) -> int:
@@ -255,6 +300,7 @@ class _PackagedFamily:
     def __init__(self, tokenizer: LeanTokenizer, name: str) -> None:
         from renderers import config_from_name, create_renderer
         from renderers.base import MODEL_RENDERER_MAP
+        from renderers.reasoning import prompt_ends_in_reasoning
 
         families = sorted(set(MODEL_RENDERER_MAP.values()))
         if name not in families:
@@ -269,6 +315,13 @@ class _PackagedFamily:
         self.stop_ids = tuple(self._renderer.get_stop_token_ids())
         # what stands before a completion when a continuation is asked for: one turn that just closed
         self._opening = self.prompt((Message(role="user", content="?"),), ())
+        # only a prompt that opens a reasoning block changes how a completion is read
+        is_in_reasoning = prompt_ends_in_reasoning(tokenizer, self._opening, stop_ids=set(self.stop_ids))
+        self._parse_prompt = self._opening if is_in_reasoning else None
+        self._quick: HermesReader | None = None
+        reader = HermesReader(tokenizer, stop_ids=self.stop_ids)
+        if not is_in_reasoning and reader.is_usable and self._agrees(reader, tokenizer):
+            self._quick = reader
 
     def prompt(self, messages: Sequence[Message], tools: ToolSpecs) -> list[int]:
         """Render up to the assistant's opening."""
@@ -287,13 +340,20 @@ class _PackagedFamily:
 
     def parse(self, token_ids: list[int], tools: ToolSpecs) -> Message:
         """Read a message from ids."""
-        parsed = self._renderer.parse_response(
-            token_ids, tools=_package_tools(tools), prompt_ids=self._opening
-        )
+        quick = self._quick.read(token_ids) if self._quick is not None else None
+        return quick if quick is not None else self._parse(token_ids, tools)
+
+    def _parse(self, token_ids: list[int], tools: ToolSpecs) -> Message:
+        parsed = self._renderer.parse_response(token_ids, tools=_package_tools(tools), prompt_ids=self._parse_prompt)
         calls = tuple(_as_call(call, index) for index, call in enumerate(parsed.tool_calls))
         return Message(
             role="assistant", content=parsed.content or "", tool_calls=calls, reasoning=parsed.reasoning_content or ""
         )
+
+    def _agrees(self, reader: HermesReader, tokenizer: LeanTokenizer) -> bool:
+        """True when the quick reader gives what the family's parser gives, with and without a stop id."""
+        probes = [ids for text in PROBES for ids in (tokenizer.encode(text), [*tokenizer.encode(text), self.stop_ids[0]])]
+        return all(reader.read(ids) in (None, self._parse(ids, ())) for ids in [*probes, [], [self.stop_ids[0]]])
 
     def turn(self, message: Message, tools: ToolSpecs) -> list[int]:
         """Return the sampled ids of a turn."""

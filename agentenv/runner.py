@@ -189,7 +189,7 @@ class Runner:
             status, error = await self._play(episode)
         finally:
             close_error = await _close(env)
-            await self.engine.end_session(spec.session_id)
+            await self.engine.end_session(episode.session_id)
         if close_error and not error:
             status, error = StopReason.ENV_ERROR, close_error
         return episode.trajectory(stop_reason=status, error=error)

@@ -168,6 +168,10 @@ class HFEngine:
         """Give up the session's cached prefix; unknown sessions are ignored."""
         self._slots.end_session(session_id)
 
+    def forget_prefixes(self) -> None:
+        """Drop every cached prefix; running requests read their tokens again."""
+        self._slots.forget_cache()
+
     async def pause(self, mode: PauseMode = "abort") -> None:
         """Stop generating.
 

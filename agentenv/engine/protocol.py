@@ -152,9 +152,9 @@ def check_completion(completion: Completion, *, vocab_size: int | None = None) -
     count = len(completion.token_ids)
     if len(completion.logprobs) != count:
         raise EngineError(f"engine returned {count} token ids but {len(completion.logprobs)} log-probs; refusing both")
-    for index, value in enumerate(completion.logprobs):
-        if value is None or not -math.inf < value <= 1e-4:
-            raise EngineError(f"engine returned log-prob {value!r} at position {index}; a finite number <= 0 is needed")
+    if count and not _are_logprobs(completion.logprobs):
+        index, value = next((i, v) for i, v in enumerate(completion.logprobs) if not _are_logprobs((v,)))
+        raise EngineError(f"engine returned log-prob {value!r} at position {index}; a finite number <= 0 is needed")
     if vocab_size is not None and count and not (0 <= min(completion.token_ids) <= max(completion.token_ids) < vocab_size):
         raise EngineError(f"engine returned a token id outside [0, {vocab_size})")
     position = 0
@@ -164,3 +164,11 @@ def check_completion(completion: Completion, *, vocab_size: int | None = None) -
         position = span.end
     if position != count:
         raise EngineError(f"weight version spans cover {position} of {count} tokens; every token needs a version")
+
+
+def _are_logprobs(values: Sequence[float]) -> bool:
+    """True when all are finite and at most 0, up to rounding; a sum finds NaN, infinities and None at C speed."""
+    try:
+        return math.isfinite(sum(values)) and max(values) <= 1e-4
+    except TypeError:
+        return False

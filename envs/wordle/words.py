@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from agentenv.env import Split
@@ -22,6 +21,11 @@ def all_words() -> tuple[str, ...]:
     return tuple((Path(__file__).parent / "words.txt").read_text(encoding="ascii").split())
 
 
+def is_known(word: str) -> bool:
+    """True for a word of the list."""
+    return word in _known()
+
+
 @functools.cache
 def secrets(split: Split) -> tuple[str, ...]:
     """Return the words that may be hidden in a split."""
@@ -34,25 +38,28 @@ def marks(guess: str, secret: str) -> tuple[str, ...]:
     A letter is `right` in its place, `misplaced` when the secret has it elsewhere, else `absent`. A letter that a
     guess has more often than the secret is marked only as often as the secret has it, right places first.
     """
-    left = Counter(secret_letter for letter, secret_letter in zip(guess, secret, strict=True) if letter != secret_letter)
-    out: list[str] = []
-    for letter, secret_letter in zip(guess, secret, strict=True):
-        if letter == secret_letter:
-            out.append(RIGHT)
-        elif left[letter] > 0:
-            left[letter] -= 1
-            out.append(MISPLACED)
-        else:
-            out.append(ABSENT)
+    out = [RIGHT if letter == hidden else ABSENT for letter, hidden in zip(guess, secret, strict=True)]
+    unmatched = [hidden for letter, hidden in zip(guess, secret, strict=True) if letter != hidden]
+    for i, letter in enumerate(guess):
+        if out[i] == ABSENT and letter in unmatched:
+            out[i] = MISPLACED
+            unmatched.remove(letter)
     return tuple(out)
 
 
-def consistent(words: Sequence[str], guess: str, seen: tuple[str, ...]) -> tuple[str, ...]:
+@functools.lru_cache(maxsize=1024)
+def consistent(words: tuple[str, ...], guess: str, seen: tuple[str, ...]) -> tuple[str, ...]:
     """Return the words that would have given these marks to this guess."""
     return tuple(word for word in words if marks(guess, word) == seen)
 
 
-def most_telling(words: Sequence[str]) -> str:
+@functools.cache
+def _known() -> frozenset[str]:
+    return frozenset(all_words())
+
+
+@functools.lru_cache(maxsize=1024)
+def most_telling(words: tuple[str, ...]) -> str:
     """Return the word whose letters, each counted once, are shared with most other words; the first of equals."""
     in_place = Counter((i, letter) for word in words for i, letter in enumerate(word))
     anywhere = Counter(letter for word in words for letter in set(word))

@@ -1,0 +1,355 @@
+"""What an environment promises, one function per promise: it returns what it measured, or raises `CheckFailed`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from gymnasium.utils.env_checker import data_equivalence
+
+from agentenv.check_policies import POLICIES, Episode, PolicyName, garbage_actions, play, play_on
+from agentenv.env import AgentEnv, ToolEnv
+from agentenv.errors import CheckFailed, EpisodeError, UsageError, describe
+from agentenv.trajectory import StopReason
+
+_RESERVED_INFO = frozenset({"episode", "final_obs", "final_info"})
+_MIN_SECRET_CHARS = 3
+
+
+class Skipped(Exception):
+    """The check does not apply."""
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """What is checked, how fresh ones are made, and the episodes played so far."""
+
+    name: str
+    make: Callable[..., AgentEnv]
+    num_seeds: int
+    spec: EnvSpec | None
+    splits: bool
+    _played: dict[PolicyName, tuple[Episode, ...]] = field(default_factory=dict)
+
+    def episodes(self, policy: PolicyName) -> tuple[Episode, ...]:
+        """One episode per seed, on one environment that is used again and again."""
+        if policy == "oracle" and not self.has_oracle:
+            raise Skipped("it has no oracle")
+        if policy not in self._played:
+            env = self.make()
+            self._played[policy] = tuple(play(env, policy, seed=seed) for seed in range(self.num_seeds))
+            env.close()
+        return self._played[policy]
+
+    @functools.cached_property
+    def has_oracle(self) -> bool:
+        """True when the class brings its own."""
+        return type(self.make()).oracle is not AgentEnv.oracle
+
+    @property
+    def policies(self) -> tuple[PolicyName, ...]:
+        """The policies that can play it."""
+        return tuple(name for name in POLICIES if name != "oracle" or self.has_oracle)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """False when its registration says that it is not."""
+        return self.spec is None or not self.spec.nondeterministic
+
+
+def _gymnasium(subject: Subject) -> str:
+    if subject.spec is None:
+        env: Any = subject.make()
+    else:
+        env = gymnasium.make(subject.spec, disable_env_checker=True).unwrapped
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gymnasium_check_env(env, skip_render_check=subject.spec is None)
+    ours = [str(w.message) for w in caught if not issubclass(w.category, (ResourceWarning, DeprecationWarning))]
+    if ours:
+        raise CheckFailed("; ".join(ours))
+    return "" if subject.spec else "render modes were left out, because the class is not registered"
+
+
+def _oracle_solves(subject: Subject) -> str:
+    mean = _mean_return(subject.episodes("oracle"))
+    needed = subject.make().oracle_threshold
+    if mean < needed:
+        raise CheckFailed(f"mean return of the oracle is {mean:.3g}; {needed:g} is promised")
+    return f"mean return {mean:.3g}, at least {needed:g}"
+
+
+def _random_fails(subject: Subject) -> str:
+    mean = _mean_return(subject.episodes("random"))
+    allowed = subject.make().random_threshold
+    if mean > allowed:
+        raise CheckFailed(f"mean return of the random policy is {mean:.3g}; at most {allowed:g} is promised")
+    return f"mean return {mean:.3g}, at most {allowed:g}"
+
+
+def _same_seed_same_episode(subject: Subject) -> str:
+    if not subject.is_deterministic:
+        raise Skipped("registered as nondeterministic")
+    for policy in subject.policies:
+        used = subject.episodes(policy)
+        for seed in range(min(subject.num_seeds, 5)):
+            fresh, other = subject.make(), subject.make()
+            first, second = play(fresh, policy, seed=seed), play(other, policy, seed=seed)
+            _require_same(first, second, f"two fresh environments, {policy} policy, seed {seed}")
+            _require_same(first, used[seed], f"a fresh and a used environment, {policy} policy, seed {seed}")
+            # an unseeded reset continues the seed's own sequence
+            first, second = play(fresh, policy, seed=None), play(other, policy, seed=None)
+            _require_same(first, second, f"an unseeded reset after seed {seed}, {policy} policy")
+            fresh.close()
+            other.close()
+    return f"policies: {', '.join(subject.policies)}"
+
+
+def _require_same(first: Episode, second: Episode, where: str) -> None:
+    if len(first) != len(second):
+        raise CheckFailed(f"{where}: episodes of {len(first) - 1} and {len(second) - 1} steps")
+    for index, (one, two) in enumerate(zip(first, second, strict=True)):
+        if not data_equivalence(one, two, exact=True):
+            names = ("observation", "reward", "terminated", "truncated", "info")
+            parts = [n for n, a, b in zip(names, one, two, strict=True) if not data_equivalence(a, b, exact=True)]
+            raise CheckFailed(f"{where}: {' and '.join(parts)} differ at {'reset' if index == 0 else f'step {index}'}")
+
+
+def _survives_garbage(subject: Subject) -> str:
+    env = subject.make()
+    actions = garbage_actions(env)
+    for index, action in enumerate(actions):
+        env.reset(seed=index)
+        try:
+            is_over = env.step(action)[2:4] != (False, False)
+            if not is_over:
+                play_on(env, "garbage", seed=index)
+        except Exception as error:  # anything that is raised here breaks the promise
+            raise CheckFailed(f"action {str(action)[:60]!r} raised {describe(error)}") from error
+    env.close()
+    return f"{len(actions)} actions, each followed by a garbage episode"
+
+
+def _rewards_are_finite_floats(subject: Subject) -> str:
+    count = 0
+    for policy in subject.policies:
+        for step in (step for episode in subject.episodes(policy) for step in episode[1:]):
+            value, components = step.reward, step.info["reward_components"]
+            if type(value) is not float or not abs(value) < float("inf"):
+                raise CheckFailed(
+                    f"{policy} policy: reward {value!r} ({type(value).__name__}); a finite float is needed"
+                )
+            if abs(value - sum(components.values())) > 1e-9:
+                raise CheckFailed(f"{policy} policy: reward {value!r} is not the sum of {components}")
+            count += 1
+    return f"{count} steps"
+
+
+def _info_has_one_shape(subject: Subject) -> str:
+    shapes: dict[str, str] = {}
+    space = subject.make().observation_space
+    for policy in subject.policies:
+        for step in (step for episode in subject.episodes(policy) for step in episode):
+            taken = [key for key in step.info if key in _RESERVED_INFO or key.startswith("_")]
+            if taken:
+                raise CheckFailed(f"info has the keys {taken}, which Gymnasium reserves")
+            shapes.setdefault(_shape(step.info), policy)
+            if len(shapes) > 1:
+                raise CheckFailed(f"info changes its shape: {' / '.join(shapes)}")
+            if not space.contains(step.observation):
+                raise CheckFailed(f"an observation is not within {space}: {str(step.observation)[:80]!r}")
+    return next(iter(shapes))
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shape(item)}" for key, item in value.items()) + "}"
+    return type(value).__name__
+
+
+def _says_when_it_is_over(subject: Subject) -> str:
+    env = subject.make()
+    _require_usage_error(lambda: env.step("1"), "step before the first reset")
+    play(env, "random", seed=0)
+    _require_usage_error(lambda: env.step("1"), "step after the end")
+    _require_usage_error(lambda: env.truncate(), "truncate after the end")
+    env.close()
+    _require_usage_error(lambda: env.step("1"), "step after close")
+    _require_usage_error(lambda: env.reset(seed=0), "reset after close")
+    return ""
+
+
+def _require_usage_error(call: Callable[[], object], what: str) -> None:
+    try:
+        call()
+    except UsageError:
+        return
+    raise CheckFailed(f"{what} raised no UsageError")
+
+
+def _teardown_runs_once(subject: Subject) -> str:
+    for path, (run, expected) in _ENDINGS.items():
+        env = subject.make()
+        counted = _count_teardowns(env)
+        run(env)
+        env.close()
+        env.close()
+        if counted != ["teardown"] * expected:
+            raise CheckFailed(f"{path}: teardown ran {len(counted)} times; expected {expected}")
+    return ", ".join(_ENDINGS)
+
+
+def _count_teardowns(env: AgentEnv) -> list[str]:
+    calls: list[str] = []
+    teardown = env.teardown
+
+    def counting() -> object:
+        calls.append("teardown")
+        return teardown()
+
+    env.teardown = counting  # type: ignore[method-assign,assignment]
+    return calls
+
+
+def _end_in_failing_setup(env: AgentEnv) -> None:
+    setup = env.setup
+
+    def failing(*args: Any) -> Any:
+        setup(*args)
+        raise RuntimeError("raised on purpose by check_env")
+
+    env.setup = failing  # type: ignore[method-assign]
+    _expect_episode_error(lambda: env.reset(seed=0))
+
+
+def _end_in_failing_step(env: AgentEnv) -> None:
+    def failing(text: str) -> Any:
+        raise RuntimeError("raised on purpose by check_env")
+
+    env.reset(seed=0)
+    env.respond = failing  # type: ignore[method-assign]
+    if isinstance(env, ToolEnv):
+        env.answer = failing  # type: ignore[method-assign]
+    _expect_episode_error(lambda: env.step("text"))
+
+
+def _expect_episode_error(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except EpisodeError:
+        return
+    raise CheckFailed("an exception in a hook did not become an EpisodeError")
+
+
+def _end_by_truncation(env: AgentEnv) -> None:
+    env.reset(seed=0)
+    env.truncate(StopReason.MAX_TOKENS)
+
+
+def _end_by_reset(env: AgentEnv) -> None:
+    env.reset(seed=0)
+    env.reset(seed=1)
+
+
+_ENDINGS: Mapping[str, tuple[Callable[[AgentEnv], object], int]] = {
+    "never reset": (lambda env: None, 0),
+    "played to the end": (lambda env: play(env, "random", seed=0), 1),
+    "left in the middle": (lambda env: env.reset(seed=0), 1),
+    "truncated": (_end_by_truncation, 1),
+    "reset twice": (_end_by_reset, 2),
+    "setup raised": (_end_in_failing_setup, 1),
+    "step raised": (_end_in_failing_step, 1),
+}
+
+
+def _splits_differ(subject: Subject) -> str:
+    if not subject.splits:
+        raise Skipped("an instance has one split; pass an id or the class")
+    policy: PolicyName = "oracle" if subject.has_oracle else "random"
+    played: list[list[Episode]] = []
+    for split in ("train", "test"):
+        env = subject.make(split=split)
+        played.append([play(env, policy, seed=seed) for seed in range(subject.num_seeds)])
+        env.close()
+    train, test = played
+    if all(data_equivalence(one, two, exact=True) for one, two in zip(train, test, strict=True)):
+        raise CheckFailed(f"{subject.num_seeds} seeds give the same episodes in train and test")
+    shared = {episode[0].observation for episode in train} & {episode[0].observation for episode in test}
+    return f"{len(shared)} opening texts appear in both"
+
+
+def _spec_survives_json(subject: Subject) -> str:
+    if subject.spec is None:
+        raise Skipped("not registered")
+    read = EnvSpec.from_json(subject.spec.to_json())
+    if read.kwargs != subject.spec.kwargs:
+        raise CheckFailed(f"constructor arguments {subject.spec.kwargs} became {read.kwargs}")
+    first, second = gymnasium.make(subject.spec), gymnasium.make(read)
+    if subject.is_deterministic and not data_equivalence(first.reset(seed=0), second.reset(seed=0), exact=True):
+        raise CheckFailed("the environment made from the spec's JSON opens differently")
+    first.close()
+    second.close()
+    return ""
+
+
+def _schema_hides_the_truth(subject: Subject) -> str:
+    """A schema that is the same for all seeds can hold no secret of one; in others the truth is looked for."""
+    schemas: list[str] = []
+    secrets: list[set[str]] = []
+    env = subject.make()
+    for seed in range(subject.num_seeds):
+        env.reset(seed=seed)
+        schemas.append(json.dumps(_without_choices(env.tool_specs), default=str, ensure_ascii=False))
+        if subject.has_oracle:
+            play_on(env, "oracle", seed=seed)
+        secrets.append(_secrets(env))
+    env.close()
+    for seed, (schema, hidden) in enumerate(zip(schemas, secrets, strict=True)):
+        leaked = [text for text in hidden if text in schema and not all(text in other for other in schemas)]
+        if leaked:
+            raise CheckFailed(f"seed {seed}: the tool schema holds {leaked[0]!r}, which solves the episode")
+    return "same for all seeds" if len(set(schemas)) == 1 else "differ by seed, without the truth"
+
+
+def _secrets(env: AgentEnv) -> set[str]:
+    """Return the ground truth and what the last turn said to a tool."""
+    turns = [message for message in env.conversation if message.role == "assistant"]
+    values = [str(value) for turn in turns[-1:] for call in turn.tool_calls for value in call.arguments.values()]
+    return {text.strip() for text in (env.task.answer, *values) if len(text.strip()) >= _MIN_SECRET_CHARS}
+
+
+def _without_choices(schema: object) -> object:
+    """Leave enumerations out: a list of choices holds the right one, as it must."""
+    if isinstance(schema, Mapping):
+        return {key: _without_choices(value) for key, value in schema.items() if key != "enum"}
+    if isinstance(schema, (list, tuple)):
+        return [_without_choices(item) for item in schema]
+    return schema
+
+
+def _mean_return(episodes: tuple[Episode, ...]) -> float:
+    return sum(step.reward for episode in episodes for step in episode) / len(episodes)
+
+
+PROMISES: Mapping[str, Callable[[Subject], str]] = {
+    "passes Gymnasium's own check without a warning": _gymnasium,
+    "the oracle solves it": _oracle_solves,
+    "the random policy does not": _random_fails,
+    "same seed, same episode": _same_seed_same_episode,
+    "garbage actions never raise": _survives_garbage,
+    "rewards are finite floats": _rewards_are_finite_floats,
+    "info has one shape": _info_has_one_shape,
+    "a step outside an episode is a clear error": _says_when_it_is_over,
+    "teardown runs once on every path": _teardown_runs_once,
+    "train and test differ": _splits_differ,
+    "the spec survives JSON": _spec_survives_json,
+    "tool schemas hide the ground truth": _schema_hides_the_truth,
+}
+"""Every promise by the sentence that states it."""
