@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from agentenv.trajectory import StopReason
 
 _RESERVED_INFO = frozenset({"episode", "final_obs", "final_info"})
 _MIN_SECRET_CHARS = 3
+_ON_PURPOSE = "raised on purpose by check_env"
 
 
 class Skipped(Exception):
@@ -221,9 +222,15 @@ def _count_teardowns(env: AgentEnv) -> list[str]:
 def _end_in_failing_setup(env: AgentEnv) -> None:
     setup = env.setup
 
+    async def failing_later(opening: Awaitable[object]) -> None:
+        await opening
+        raise RuntimeError(_ON_PURPOSE)
+
     def failing(*args: Any) -> Any:
-        setup(*args)
-        raise RuntimeError("raised on purpose by check_env")
+        opening = setup(*args)
+        if isinstance(opening, Awaitable):
+            return failing_later(opening)
+        raise RuntimeError(_ON_PURPOSE)
 
     env.setup = failing  # type: ignore[method-assign]
     _expect_episode_error(lambda: env.reset(seed=0))
@@ -231,7 +238,7 @@ def _end_in_failing_setup(env: AgentEnv) -> None:
 
 def _end_in_failing_step(env: AgentEnv) -> None:
     def failing(text: str) -> Any:
-        raise RuntimeError("raised on purpose by check_env")
+        raise RuntimeError(_ON_PURPOSE)
 
     env.reset(seed=0)
     env.respond = failing  # type: ignore[method-assign]

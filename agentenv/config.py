@@ -37,6 +37,7 @@ __all__ = [
     "key_table",
     "load_config",
     "public_values",
+    "public_yaml",
     "reference_markdown",
     "schema",
     "to_yaml",
@@ -108,6 +109,11 @@ def diff(old: BaseModel, new: BaseModel) -> list[Change]:
 def public_values(config: BaseModel) -> dict[str, object]:
     """Return JSON-plain nested values for trackers and reports, with the text of every secret replaced."""
     return {key: without_secrets(value, key=key) for key, value in config.model_dump(mode="json").items()}
+
+
+def public_yaml(config: BaseModel) -> str:
+    """Return what `to_yaml` returns, with the text of every secret replaced; for reports."""
+    return write_yaml(public_values(config))
 
 
 # Overrides.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -103,16 +103,16 @@ class AgentEnv(gymnasium.Env[str, Action]):
 
     # What authors write.
 
-    def setup(self, rng: np.random.Generator, task: Task) -> Prompt:
+    def setup(self, rng: np.random.Generator, task: Task) -> Prompt | Awaitable[Prompt]:
         """Build the initial state and return the opening prompt. All chance comes from `rng`. May be async."""
         return task.prompt
 
-    def respond(self, text: str) -> Prompt:
+    def respond(self, text: str) -> Prompt | Awaitable[Prompt]:
         """Answer an assistant's text; call `self.finish()` to end the episode. May be async."""
         self.finish()
         return ""
 
-    def teardown(self) -> None:
+    def teardown(self) -> Awaitable[None] | None:
         """Free what `setup` took; runs exactly once if `setup` ran. May be async."""
 
     def sample_task(self, rng: np.random.Generator) -> Task:
@@ -333,7 +333,7 @@ class ToolEnv(AgentEnv):
         """Replace the tools: from `setup` for this episode, from the constructor for all of them."""
         self.toolbox = toolbox_of(tools, inline_default=self.inline)
 
-    def answer(self, text: str) -> Prompt:
+    def answer(self, text: str) -> Prompt | Awaitable[Prompt]:
         """Take a turn without tool calls; by default it ends the episode. May be async."""
         self.finish()
         return ""

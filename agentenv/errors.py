@@ -96,8 +96,8 @@ def describe(error: BaseException) -> str:
 class boundary:  # noqa: N801 - reads as a verb where it is used
     """Wrap a call into foreign code; whatever it raises becomes an `EpisodeError` of that side.
 
-    `ToolError` passes through (it speaks to the model), as do errors that already name a side and everything that is
-    not an `Exception` (cancellation, keyboard interrupt). A class, because a generator costs four times as much on a
+    `ToolError` of a tool passes through (it speaks to the model), as do errors that already name a side and everything
+    that is not an `Exception` (cancellation, keyboard interrupt). A class, because a generator costs four times as much on a
     path that is taken several times a turn.
     """
 
@@ -111,7 +111,9 @@ class boundary:  # noqa: N801 - reads as a verb where it is used
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None or isinstance(error, (EpisodeError, ToolError)) or not isinstance(error, Exception):
+        if kind is None or isinstance(error, EpisodeError) or not isinstance(error, Exception):
+            return
+        if self.side == "tool" and isinstance(error, ToolError):
             return
         raise EpisodeError(self.side, self.where, describe(error)) from error
 

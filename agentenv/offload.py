@@ -20,6 +20,8 @@ _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 _hung: set[asyncio.Future[object]] = set()
 
+_WAITED = "an environment declared inline waited for something; set inline = False on its class"
+
 _NO_KWARGS: Mapping[str, object] = {}
 
 
@@ -96,7 +98,7 @@ def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
     except StopIteration as done:
         return done.value
     coroutine.close()
-    raise RuntimeError("an environment declared inline waited for something; set inline = False on its class")
+    raise RuntimeError(_WAITED)
 
 
 def num_abandoned_threads() -> int:
@@ -116,6 +118,10 @@ def _contained(function: Callable[..., object], *args: object, **kwargs: object)
 
 
 async def _with_deadline(awaitable: Any, *, timeout_s: float, side: Side, where: str) -> object:
+    if not _is_in_loop():  # run_inline found no coroutine function, but this hook returned a coroutine all the same
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise RuntimeError(_WAITED)
     scope = asyncio.timeout(timeout_s)
     try:
         async with scope:

@@ -35,6 +35,7 @@ _PROBE_TOOL: Mapping[str, object] = {
     },
 }
 _MAX_TOOL_SETS = 4096
+_CACHE_SIZE = 2048  # what repeats, repeats soon; larger caches make garbage collection slow
 _CUT_MARK = "\n[... {} tokens omitted ...]\n"
 
 
@@ -72,10 +73,10 @@ class Renderer:
         self.stop_ids = self._family.stop_ids
         self._clean_prompt = neutraliser(tokenizer.special_tokens)
         self._clean_tool = neutraliser(tokenizer.added_tokens)
-        self._prompts = functools.lru_cache(maxsize=2048)(self._prompt)
-        self._continuations = functools.lru_cache(maxsize=8192)(self._continuation)
-        self._parses = functools.lru_cache(maxsize=8192)(self._parse)
-        self._turns = functools.lru_cache(maxsize=8192)(self._turn)
+        self._prompts = functools.lru_cache(maxsize=_CACHE_SIZE)(self._prompt)
+        self._continuations = functools.lru_cache(maxsize=_CACHE_SIZE)(self._continuation)
+        self._parses = functools.lru_cache(maxsize=_CACHE_SIZE)(self._parse)
+        self._turns = functools.lru_cache(maxsize=_CACHE_SIZE)(self._turn)
         self._skeletons: dict[tuple[object, ...], Skeleton | None] = {}
         self._control_ids = frozenset(map(tokenizer.convert_tokens_to_ids, tokenizer.added_tokens))
         # holding the specs keeps their ids from being reused

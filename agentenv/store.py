@@ -92,6 +92,24 @@ class TrajectoryStore:
                     raise
                 warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=2)
 
+    def forget(self, *, phase: str, after_step: int) -> int:
+        """Remove the files of a phase whose step is larger: a resumed run writes them again. Returns how many.
+
+        Raises:
+            StoreError: a file is damaged, so that its step cannot be told, or cannot be removed.
+        """
+        if not self.folder.is_dir():
+            return 0
+        removed = 0
+        for file in self.parts():
+            with _naming(file), pq.ParquetFile(file) as part:
+                part_step, part_phase = _check_schema(part)
+            if part_phase == phase and part_step > after_step:
+                with _naming(file):
+                    file.unlink()
+                removed += 1
+        return removed
+
     def parts(self) -> list[Path]:
         """Return the files in order.
 
@@ -163,19 +181,25 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read_part(file: Path, *, phase: str | None, step: int | None) -> Iterator[StoredTrajectory]:
+    with _naming(file), pq.ParquetFile(file, page_checksum_verification=True) as part:
+        part_step, part_phase = _check_schema(part)
+        if (phase is not None and phase != part_phase) or (step is not None and step != part_step):
+            return
+        for index in range(part.num_row_groups):
+            table = part.read_row_group(index)
+            if table.column("step").unique().to_pylist() != [part_step]:
+                raise StoreError("its rows and its footer disagree about the step")
+            if table.column("phase").unique().to_pylist() != [part_phase]:
+                raise StoreError("its rows and its footer disagree about the phase")
+            for trajectory in trajectories_of(table):
+                yield StoredTrajectory(trajectory=trajectory, step=part_step, phase=part_phase)
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turn whatever a damaged file leads to into a `StoreError` that names the file."""
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as part:
-            part_step, part_phase = _check_schema(part, file)
-            if (phase is not None and phase != part_phase) or (step is not None and step != part_step):
-                return
-            for index in range(part.num_row_groups):
-                table = part.read_row_group(index)
-                if table.column("step").unique().to_pylist() != [part_step]:
-                    raise StoreError("its rows and its footer disagree about the step")
-                if table.column("phase").unique().to_pylist() != [part_phase]:
-                    raise StoreError("its rows and its footer disagree about the phase")
-                for trajectory in trajectories_of(table):
-                    yield StoredTrajectory(trajectory=trajectory, step=part_step, phase=part_phase)
+        yield
     except (pa.ArrowException, OSError, StoreError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise StoreError(
             f"{file} is damaged or no trajectory file: {describe(error)}. Restore it, or move it away; "
@@ -183,7 +207,7 @@ def _read_part(file: Path, *, phase: str | None, step: int | None) -> Iterator[S
         ) from error
 
 
-def _check_schema(part: pq.ParquetFile, file: Path) -> tuple[int, str]:
+def _check_schema(part: pq.ParquetFile) -> tuple[int, str]:
     metadata = {key.decode(): value.decode() for key, value in (part.schema_arrow.metadata or {}).items()}
     version = metadata.get("agentenv.schema_version", "")
     if version != str(SCHEMA_VERSION):

@@ -16,7 +16,7 @@ import tokenizers
 
 from agentenv.errors import ModelError
 
-_CACHE_SIZE = 8192
+_CACHE_SIZE = 2048
 _MAX_CACHED_CHARS = 4096
 
 

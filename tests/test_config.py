@@ -18,6 +18,7 @@ from agentenv.config import (
     key_table,
     load_config,
     public_values,
+    public_yaml,
     reference_markdown,
     schema,
     to_yaml,
@@ -133,6 +134,10 @@ def test_a_key_of_another_section_is_found_there(tmp_path):
     assert 'Did you mean "trainer.learning_rate"?' in complaint(tmp_path, "", overrides=("algorithm.learning_rat=1",))
     assert 'Did you mean "trainer.num_steps"?' in complaint(tmp_path, "", overrides=("trainr.num_steps=1",))
     assert 'Did you mean "algorithm"?' in complaint(tmp_path, "algoritm: {}\n")
+
+
+def test_the_same_name_in_another_section_is_meant_rather_than_a_vaguely_similar_neighbour(tmp_path):
+    assert 'Did you mean "tags"?' in complaint(tmp_path, "trainer:\n  tags: [a]\n")  # and not "trainer.betas"
 
 
 def test_an_unknown_key_without_a_near_miss_lists_what_there_is(tmp_path):
@@ -291,3 +296,4 @@ def test_public_values_hide_secrets_by_key_and_by_look():
         "header": "Bearer <hidden>",
     }
     assert shown["tags"] == ["<hidden>"]
+    assert "api_key: <hidden>" in public_yaml(config)

@@ -248,6 +248,22 @@ def test_a_file_of_another_kind_or_version_is_refused(tmp_path):
         list(store.scan())
 
 
+def test_forgetting_removes_the_later_steps_of_one_phase_only(tmp_path):
+    store = TrajectoryStore(tmp_path)
+    for step in range(4):
+        store.append([episode(step)], step=step, phase="rl")
+    store.append([episode(9)], step=3, phase="eval")
+
+    assert store.forget(phase="rl", after_step=1) == 2
+    store.append([episode(5)], step=2, phase="rl")
+
+    assert task_ids(store) == ["0", "1", "9", "5"]
+    assert TrajectoryStore(tmp_path / "none").forget(phase="rl", after_step=0) == 0
+    store.parts()[0].write_bytes(b"")
+    with pytest.raises(StoreError, match=r"part-00000000\.parquet is damaged"):
+        store.forget(phase="rl", after_step=0)
+
+
 def test_a_missing_folder_is_an_error_for_readers(tmp_path):
     with pytest.raises(StoreError, match="no such folder"):
         list(TrajectoryStore(tmp_path / "nowhere").scan())

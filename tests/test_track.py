@@ -194,6 +194,7 @@ def test_an_offline_wandb_run_holds_metrics_config_and_a_table_but_no_secret(tmp
     pytest.importorskip("wandb")
     record_type: Any = importlib.import_module("wandb.proto.wandb_internal_pb2").Record  # generated, without types
 
+    monkeypatch.setattr(sys, "argv", ["agentenv", "train", "engine.api_key=very-secret-value"])
     trackers = offline_run(tmp_path, monkeypatch)
     assert trackers.active == ("wandb",)
     trackers.log({"train/loss": 0.5, "time/step_s": 2.0}, step=7)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import JsonValue, model_validator
 
 from agentenv.config import Config
-from agentenv.engine.hf_config import HFEngineConfig
+from agentenv.engine.hf import HFEngineConfig
 from agentenv.episode import Sampling
 from agentenv.runner import RunnerConfig
 from agentenv.track import TrackingConfig
@@ -53,6 +53,8 @@ class ModelConfig(Config):
 class SFTConfig(Config):
     """Supervised warm start from the environment's imperfect scripted expert."""
 
+    data: str | None = None
+    """Parquet or JSONL file with a column `messages` (and `tools`); without it the environment's expert plays."""
     num_demonstrations: int = 1024
     """Episodes that the expert plays through the agent loop."""
     batch_size: int = 32

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from agentenv.trainers.packing import segment_lengths
 
 AdvantageName = Literal["grpo", "rloo", "turn_rtg_loo", "gae"]
 STD_EPSILON = 1e-6
-BLOCK_TOKENS = 1 << 16  # long columns are worked through in blocks that stay in the processor's cache
+BLOCK_TOKENS = 1 << 16
 
 
 def grpo(reward_B: Tensor, group_B: Tensor, *, is_scored_B: Tensor, divide_by_std: bool = True) -> Tensor:
@@ -111,29 +112,35 @@ def gae(
     Returns:
         Advantages and returns (A + V, before whitening), float[T]; 0 on observation tokens.
     """
-    reward_T = _earned_rewards(reward_T, sequence_T, is_sampled_T=is_sampled_T)
     advantage_T, return_T = torch.zeros_like(reward_T), torch.zeros_like(reward_T)
     next_sequence, next_value = sequence_T.new_full((1,), -1), value_T.new_zeros(1)
-    next_advantage = reward_T.new_zeros(1)
-    for end in range(len(reward_T), 0, -BLOCK_TOKENS):
-        block = slice(max(end - BLOCK_TOKENS, 0), end)
-        index_N = is_sampled_T[block].nonzero().squeeze(1)
+    next_advantage, head_sequence, head_reward = next_value, next_sequence, next_value
+    for block in _blocks_from_the_back(len(reward_T)):
+        index_N = _true_positions(is_sampled_T[block])
+        sequence_N = sequence_T[block].index_select(0, index_N)
+        earner_sequence = torch.cat([sequence_T[block][:1], sequence_N])  # [N + 1]; first the token before the block
+        earned = _earned_rewards(
+            reward_T[block],
+            sequence_T[block],
+            is_sampled=is_sampled_T[block],
+            index_N=index_N,
+            earner_sequence=earner_sequence,
+        )
+        earned[-1:].addcmul_(head_reward, (earner_sequence[-1:] == head_sequence).to(earned.dtype))
+        head_sequence, head_reward = earner_sequence[:1], earned[:1]
         if len(index_N) == 0:
             continue
-        sequence_N, value_N = sequence_T[block].index_select(0, index_N), value_T[block].index_select(0, index_N)
-        continues_N = (torch.cat([sequence_N[1:], next_sequence]) == sequence_N).to(reward_T.dtype)
-        delta_N = reward_T[block].index_select(0, index_N) - value_N
-        delta_N.addcmul_(torch.cat([value_N[1:], next_value]), continues_N, value=gamma)
-        carry_N = continues_N.mul_(gamma * lam)
-        delta_N[-1:].addcmul_(carry_N[-1:], next_advantage)
-        carry_N[-1] = 0.0
-        advantage_N = _backward_scan(delta_N, carry_N)
+        value_N = value_T[block].index_select(0, index_N)
+        continues_N = (torch.cat([sequence_N[1:], next_sequence]) == sequence_N).view(torch.int8).to(reward_T.dtype)
+        delta_N = earned[1:].sub_(value_N).addcmul_(torch.cat([value_N[1:], next_value]), continues_N, value=gamma)
+        delta_N[-1:].addcmul_(continues_N[-1:], next_advantage, value=gamma * lam)
+        advantage_N = _backward_scan(delta_N, continues_N[:-1], factor=gamma * lam)
         next_sequence, next_value, next_advantage = sequence_N[:1], value_N[:1], advantage_N[:1]
         advantage_T[block].index_copy_(0, index_N, advantage_N)
         return_T[block].index_copy_(0, index_N, advantage_N + value_N)
     if whiten:
-        index_N = is_sampled_T.nonzero().squeeze(1)
-        advantage_T = advantage_T.index_copy(0, index_N, whitened(advantage_T[index_N]))
+        index_N = _true_positions(is_sampled_T)
+        advantage_T.index_copy_(0, index_N, whitened(advantage_T[index_N]))
     return advantage_T, return_T
 
 
@@ -151,12 +158,8 @@ def to_tokens(advantage_B: Tensor, sequence_T: Tensor, *, is_sampled_T: Tensor) 
         sequence_T: int64[T]; index into `advantage_B`.
         is_sampled_T: bool[T].
     """
-    advantage_T = advantage_B.new_empty(len(sequence_T))
-    for start in range(0, len(sequence_T), BLOCK_TOKENS):
-        block = slice(start, start + BLOCK_TOKENS)
-        torch.index_select(advantage_B, 0, sequence_T[block], out=advantage_T[block])
-        advantage_T[block].mul_(is_sampled_T[block])
-    return advantage_T
+    # int8 and bool have the same bytes, but torch converts int8 to float twice as fast
+    return advantage_B.index_select(0, sequence_T).mul_(is_sampled_T.view(torch.int8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,26 +281,43 @@ def _centred(value_BK: Tensor, group_B: Tensor, *, is_scored_B: Tensor) -> tuple
     return centred_BK, group_B, count_B
 
 
-def _earned_rewards(reward_T: Tensor, sequence_T: Tensor, *, is_sampled_T: Tensor) -> Tensor:
-    """Return float[T]: rewards of observation tokens added to the sampled token that they follow."""
-    stray = ((reward_T != 0) & ~is_sampled_T).nonzero().squeeze(1)
-    index_N = is_sampled_T.nonzero().squeeze(1) if len(stray) else stray
-    if len(index_N) == 0:
-        return reward_T
-    earner = index_N[(torch.searchsorted(index_N, stray) - 1).clamp(min=0)]
-    is_earned = (earner < stray) & (sequence_T[earner] == sequence_T[stray])
-    return reward_T.index_add(0, earner[is_earned], reward_T[stray[is_earned]])
+def _earned_rewards(
+    reward: Tensor, sequence: Tensor, *, is_sampled: Tensor, index_N: Tensor, earner_sequence: Tensor
+) -> Tensor:
+    """Return float[N + 1]: rewards of a block's sampled tokens, each with those of the observation tokens after it.
 
+    The first entry belongs to the last sampled token before the block, if its sequence reaches into the block.
 
-def _backward_scan(delta_N: Tensor, carry_N: Tensor) -> Tensor:
-    """Solve A_t = delta_t + carry_t A_{t+1} in log2(longest sequence) passes, each doubling the reach.
-
-    Before the pass with `step`, A_t sums the terms up to t + step - 1 and the carry is the product over that
-    stretch; a carry of 0 at the end of a sequence, and at the very end, keeps the next sequence out.
+    Args:
+        reward: of the block's tokens.
+        sequence: of the block's tokens.
+        is_sampled: of the block's tokens.
+        index_N: where that is True.
+        earner_sequence: int64[N + 1]; of those who may earn.
     """
-    total_N, next_total_N, next_carry_N = delta_N.clone(), torch.empty_like(delta_N), torch.empty_like(carry_N)
+    if not bool((reward * (~is_sampled).view(torch.int8)).any()):
+        return torch.nn.functional.pad(reward.index_select(0, index_N), (1, 0))
+    rank = is_sampled.cumsum(0)  # which entry a token counts towards
+    is_earned = (earner_sequence.index_select(0, rank) == sequence).view(torch.int8)
+    return reward.new_zeros(len(earner_sequence)).index_add_(0, rank, reward * is_earned)
+
+
+def _backward_scan(delta_N: Tensor, continues: Tensor, *, factor: float) -> Tensor:
+    """Solve A_t = delta_t + factor continues_t A_{t+1}; each pass doubles the reach.
+
+    Before the pass with `step`, A_t sums the terms up to t + step - 1, and the carry is factor^step, or 0 where the
+    sequence ends on the way. Terms that the factor has pushed below the resolution of the dtype are left out.
+
+    Args:
+        delta_N: float[N].
+        continues: float[N - 1]; 1 where t + 1 belongs to the sequence of t, else 0.
+        factor: gamma lambda.
+    """
+    total_N, carry_N = delta_N.clone(), torch.nn.functional.pad(continues * factor, (0, 1))
+    next_total_N, next_carry_N = torch.empty_like(total_N), torch.empty_like(carry_N)
+    negligible = torch.finfo(delta_N.dtype).eps / 1000
     step = 1
-    while step < len(total_N) and bool(carry_N.sum() > 0):
+    while step < len(total_N) and factor**step > negligible and bool(carry_N.sum() > 0):
         torch.addcmul(total_N[:-step], carry_N[:-step], total_N[step:], out=next_total_N[:-step])
         torch.mul(carry_N[:-step], carry_N[step:], out=next_carry_N[:-step])
         next_total_N[-step:], next_carry_N[-step:] = total_N[-step:], carry_N[-step:]
@@ -305,3 +325,15 @@ def _backward_scan(delta_N: Tensor, carry_N: Tensor) -> Tensor:
         carry_N, next_carry_N = next_carry_N, carry_N
         step *= 2
     return total_N
+
+
+def _blocks_from_the_back(size: int) -> list[slice]:
+    """Cut a long column into blocks that stay in the processor's cache."""
+    return [slice(max(end - BLOCK_TOKENS, 0), end) for end in range(size, 0, -BLOCK_TOKENS)]
+
+
+def _true_positions(is_true: Tensor) -> Tensor:
+    """Return int64[N]; on a CPU numpy finds them several times faster than torch."""
+    if is_true.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(is_true.numpy()))
+    return is_true.nonzero().squeeze(1)

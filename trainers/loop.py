@@ -12,8 +12,9 @@ from agentenv.evaluate import EvalSummary, evaluate, evaluation_groups, summaris
 from agentenv.runner import Runner
 from agentenv.store import TrajectoryStore
 from agentenv.trainers.checkpoint import CheckpointFolder, Progress
-from agentenv.trainers.config import RunConfig
+from agentenv.trainers.config import AlgorithmConfig, RunConfig
 from agentenv.trainers.rollouts import Rollouts
+from agentenv.trainers.sample import Sample
 from agentenv.trainers.samples_from import assign
 from agentenv.trainers.scheduler import Scheduler
 from agentenv.trainers.source import group_source
@@ -93,12 +94,7 @@ async def train(crew: Crew, *, start: Progress | None = None) -> Progress:
                 groups = rollouts.take(batch)
                 step = batch.step + 1
                 crew.store.append([t for group in groups for t in group.trajectories], step=step, phase=RL)
-                samples = assign(
-                    groups,
-                    advantage=crew.config.algorithm.advantage,
-                    divide_by_std=crew.config.algorithm.divide_by_std,
-                    drop_zero_variance=crew.config.algorithm.drop_zero_variance,
-                )
+                samples = credited(groups, crew.config.algorithm)
                 clock.lap("credit_s")
                 update = worker.update(samples, plan=update_plan(crew.config, step=step))
                 clock.lap("update_s")
@@ -152,6 +148,16 @@ async def measure(crew: Crew, *, name: str, num_episodes: int) -> tuple[EvalSumm
     return await evaluate(crew.referee, groups, name=name, success_reward=crew.config.evaluation.success_reward)
 
 
+def credited(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[Sample]:
+    """Turn finished groups into samples with their advantages."""
+    return assign(
+        groups,
+        advantage=algorithm.advantage,
+        divide_by_std=algorithm.divide_by_std,
+        drop_zero_variance=algorithm.drop_zero_variance,
+    )
+
+
 def update_plan(config: RunConfig, *, step: int) -> UpdatePlan:
     """Return the plan of policy update `step`, counted from 1."""
     trainer = config.trainer
@@ -201,7 +207,7 @@ def _progress(crew: Crew, scheduler: Scheduler) -> Progress:
 
 def _save(crew: Crew, scheduler: Scheduler) -> None:
     crew.checkpoints.save(
-        _progress(crew, scheduler), model=crew.worker.model.module, optimizer=crew.worker.optimizer
+        _progress(crew, scheduler), model=crew.worker.model, optimizer=crew.worker.optimizer
     )
 
 

@@ -105,7 +105,7 @@ async def fine_tune(
     finally:
         checkpoints.save(
             Progress(phase=SFT, step=step, version=0, scheduler={}, optimizer_steps=worker.optimizer_steps),
-            model=worker.model.module,
+            model=worker.model,
             optimizer=worker.optimizer,
         )
     return step

@@ -24,7 +24,7 @@ from agentenv.trainers.losses import (
     mean_metrics,
     packed_loss,
 )
-from agentenv.trainers.model import PackedModel
+from agentenv.trainers.model import PackedModel, TokenScores, named_weights
 from agentenv.trainers.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from agentenv.trainers.packing import PackedBatch, micro_batches, pack
 from agentenv.trainers.sample import Sample
@@ -76,8 +76,9 @@ class Worker:
         self.model = model
         self.algorithm = algorithm
         self.optimizer_config = optimizer
-        self.optimizer = make_optimizer(model.module, optimizer)
+        self.optimizer = make_optimizer(model, optimizer)
         self.optimizer_steps = 0
+        self.device = next(model.parameters()).device
 
     def update(self, samples: Sequence[Sample], *, plan: UpdatePlan) -> dict[str, float]:
         """Train on a batch and return its metrics.
@@ -118,7 +119,7 @@ class Worker:
         out: dict[str, Tensor] = {}
         for part in self._packs(samples, token_budget=token_budget):
             with torch.no_grad():
-                scored = self.model.forward_logprobs(part, is_needed_T=_needed(part), temperature=temperature)
+                scored = self._forward(part, temperature=temperature)
             bounds = part.cu_seqlens_C.tolist()
             for index, sample_id in enumerate(part.sample_ids):
                 out[sample_id] = scored.logprob_T[bounds[index] : bounds[index + 1]].cpu()
@@ -126,7 +127,7 @@ class Worker:
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the parameters by name, by reference."""
-        return self.model.named_weights()
+        return named_weights(self.model)
 
     def _old_logprobs(self, samples: Sequence[Sample], *, plan: UpdatePlan) -> dict[str, Tensor]:
         """Take the no-grad pass where the correction needs one before denominators are counted."""
@@ -138,7 +139,7 @@ class Worker:
     def _scored(self, batch: PackedBatch, *, old: Mapping[str, Tensor]) -> _Scored:
         if not old:
             return _Scored(batch=batch, old_logprob_T=None, weight_T=None, is_kept_T=None)
-        logprob_T = torch.cat([old[sample_id] for sample_id in batch.sample_ids]).to(self.model.device)
+        logprob_T = torch.cat([old[sample_id] for sample_id in batch.sample_ids]).to(self.device)
         correction = self._correct(batch, logprob_T)
         is_decoupled = self.algorithm.correction.mode == "decoupled"
         return _Scored(
@@ -146,6 +147,16 @@ class Worker:
             old_logprob_T=logprob_T if is_decoupled else None,
             weight_T=correction.weight_T if is_decoupled else None,
             is_kept_T=correction.is_kept_T,
+        )
+
+    def _forward(self, batch: PackedBatch, *, temperature: float, with_entropy: bool = False) -> TokenScores:
+        return self.model.forward_logprobs(
+            batch.token_ids_T,
+            cu_seqlens_C=batch.cu_seqlens_C,
+            position_T=batch.position_T,
+            is_scored_T=_needed(batch),
+            temperature=temperature,
+            with_entropy=with_entropy,
         )
 
     def _correct(self, batch: PackedBatch, logprob_T: Tensor) -> Correction:
@@ -159,7 +170,7 @@ class Worker:
         )
 
     def _packs(self, samples: Sequence[Sample], *, token_budget: int) -> list[PackedBatch]:
-        return [pack(part).to(self.model.device) for part in micro_batches(samples, token_budget=token_budget)]
+        return [pack(part).to(self.device) for part in micro_batches(samples, token_budget=token_budget)]
 
     def _step(
         self, scored: Sequence[_Scored], *, plan: UpdatePlan, sums: list[MetricSums]
@@ -187,9 +198,7 @@ class Worker:
         self, part: _Scored, *, plan: UpdatePlan, denominators: Denominators
     ) -> tuple[Tensor, MetricSums, Tensor]:
         batch = part.batch
-        out = self.model.forward_logprobs(
-            batch, is_needed_T=_needed(batch), temperature=plan.temperature, with_entropy=True
-        )
+        out = self._forward(batch, temperature=plan.temperature, with_entropy=_has_policy(batch))
         weight_T = part.weight_T
         if self.algorithm.correction.mode == "bypass":
             weight_T = self._correct(batch, out.logprob_T.detach()).weight_T
@@ -232,6 +241,10 @@ class Worker:
 def _needed(batch: PackedBatch) -> Tensor:
     """Return bool[T]: tokens whose log-prob enters some loss."""
     return (batch.policy_weight_T != 0) | (batch.cross_entropy_weight_T != 0) | (batch.kl_weight_T != 0)
+
+
+def _has_policy(batch: PackedBatch) -> bool:
+    return bool((batch.policy_weight_T != 0).any())
 
 
 def _mini_batches(samples: Sequence[Sample], *, plan: UpdatePlan, epoch: int) -> list[list[Sample]]:

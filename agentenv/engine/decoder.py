@@ -41,6 +41,10 @@ class Decoder(Protocol):
         """Return float32 logits `[N, V]` of the selected tokens, of all where `select_N` is None; freshly allocated."""
         ...
 
+    def refresh(self) -> None:
+        """Take note that the model's parameters have changed in place."""
+        ...
+
 
 class GenericDecoder:
     """Runs the model's own forward with the slot attention registered at transformers' `AttentionInterface`."""
@@ -61,6 +65,50 @@ class GenericDecoder:
         )
         return output.logits[0].float()
 
+    def refresh(self) -> None:
+        """Nothing is derived from the parameters."""
+
+
+class _Norm:
+    """An RMS norm without the module around it.
+
+    On a CPU in full precision, x / sqrt(mean(x^2) + eps) is computed as sqrt(d) x / hypot(|x|, sqrt(d eps)): torch's
+    own `rms_norm` has a fused kernel for GPUs only and takes several times as long.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._weight: Tensor = module.weight.detach()
+        self._epsilon: float = module.variance_epsilon
+        self._is_native = self._weight.device.type != "cpu" or self._weight.dtype not in (torch.float32, torch.float64)
+        self._floor = torch.tensor((self._weight.numel() * self._epsilon) ** 0.5, dtype=self._weight.dtype)
+        self.factor = self._weight
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Fold the constant into the weight."""
+        self.factor = self._weight if self._is_native else self._weight * self._weight.numel() ** 0.5
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.without_factor(x).mul_(self.factor)
+
+    def without_factor(self, x: Tensor) -> Tensor:
+        """Normalise `[..., d]`, up to `factor`; freshly allocated."""
+        if self._is_native:
+            return torch.rms_norm(x, self._weight.shape, None, self._epsilon)
+        return x / torch.linalg.vector_norm(x, 2, -1, True).hypot_(self._floor)
+
+
+class _OutputLinear:
+    """A linear layer whose output is added to a residual: one kernel where it has no bias."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.weight_transposed = module.weight.detach().t()
+        self.bias = None if module.bias is None else module.bias.detach()
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        total = torch.addmm(residual, x, self.weight_transposed)
+        return total if self.bias is None else total.add_(self.bias)
+
 
 class _LeanLayer:
     """Fused weights of one block. The model's parameters become views of them, so updates in place reach both."""
@@ -74,12 +122,25 @@ class _LeanLayer:
         self.rule = ScoreRule(scale=attention.scaling, window=window)
         self.qkv_weight, self.qkv_bias = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
         self.gate_up_weight, self.gate_up_bias = _fuse(mlp.gate_proj, mlp.up_proj)
-        self.output, self.down, self.activation = attention.o_proj, mlp.down_proj, mlp.act_fn
-        self.input_norm: Any = block.input_layernorm
-        self.mlp_norm: Any = block.post_attention_layernorm
-        query_norm: Any = getattr(attention, "q_norm", None)
-        self.head_epsilon: float = 0.0 if query_norm is None else query_norm.variance_epsilon
-        self.head_norm_2D = None if query_norm is None else _stack(query_norm, attention.k_norm)
+        self.output, self.down = _OutputLinear(attention.o_proj), _OutputLinear(mlp.down_proj)
+        self.activation = functional.silu if config.hidden_act == "silu" else mlp.act_fn
+        self.input_norm, self.mlp_norm = _Norm(block.input_layernorm), _Norm(block.post_attention_layernorm)
+        self.has_head_norms = hasattr(attention, "q_norm")
+        self.query_norm = _Norm(attention.q_norm) if self.has_head_norms else None
+        self.key_norm = _Norm(attention.k_norm) if self.has_head_norms else None
+        self.head_norm_RD: Tensor | None = None
+        self._num_heads = (config.num_attention_heads, config.num_key_value_heads)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Lay the norms of queries and keys out per head, so that one norm serves both."""
+        self.input_norm.refresh()
+        self.mlp_norm.refresh()
+        if self.query_norm is not None and self.key_norm is not None:
+            self.query_norm.refresh()
+            self.key_norm.refresh()
+            per_head = zip((self.query_norm, self.key_norm), self._num_heads, strict=True)
+            self.head_norm_RD = torch.cat([norm.factor.expand(count, -1) for norm, count in per_head])
 
 
 class LeanDecoder:
@@ -93,49 +154,57 @@ class LeanDecoder:
     def __init__(self, model: PreTrainedModel, *, max_length: int) -> None:
         config: Any = model.config
         body: Any = model.model
-        self._embedding: Tensor = body.embed_tokens.weight
-        self._head: Any = model.lm_head
-        self._norm: Any = body.norm
-        self._num_heads: int = config.num_attention_heads
-        self._num_key_heads: int = config.num_key_value_heads
+        head: Any = model.lm_head
+        self._embedding: Tensor = body.embed_tokens.weight.detach()
+        self._head_weight: Tensor = head.weight.detach()
+        self._head_bias: Tensor | None = None if head.bias is None else head.bias.detach()
+        self._norm = _Norm(body.norm)
         self._layers = [_LeanLayer(block, index=index, config=config) for index, block in enumerate(body.layers)]
-        norm_of_head_R = [0] * self._num_heads + [1] * self._num_key_heads
-        self._norm_of_head_R = torch.tensor(norm_of_head_R, device=self._embedding.device)
         position_1X = torch.arange(max_length, device=self._embedding.device)[None]
         cos_1XD, sin_1XD = body.rotary_emb(self._embedding[:1], position_1X)
         self._cos_X1D = cos_1XD[0][:, None]
         # rotating halves negates the second half before it takes the first one's place: put that sign into the table
         half = sin_1XD.shape[-1] // 2
         self._sin_X1D = torch.cat((-sin_1XD[0, :, :half], sin_1XD[0, :, half:]), dim=-1)[:, None]
-        self._rotated, self._head_size = self._num_heads + self._num_key_heads, 2 * half
+        num_heads, num_key_heads = config.num_attention_heads, config.num_key_value_heads
+        self._query_key_sizes = [num_heads, num_key_heads]
+        self._rotated_value_sizes = [num_heads + num_key_heads, num_key_heads]
+        self._projected_shape = (-1, num_heads + 2 * num_key_heads, 2 * half)
+        self._mixed_shape = (-1, num_heads * 2 * half)
+
+    def refresh(self) -> None:
+        """See `Decoder.refresh`."""
+        self._norm.refresh()
+        for layer in self._layers:
+            layer.refresh()
 
     def forward(self, token_T: Tensor, *, position_T: Tensor, plan: StepPlan, select_N: Tensor | None) -> Tensor:
         """See `Decoder.forward`."""
-        hidden_TM = functional.embedding(token_T, self._embedding)
+        hidden_TM = self._embedding.index_select(0, token_T)
         cos_T1D = self._cos_X1D.index_select(0, position_T)
         sin_T1D = self._sin_X1D.index_select(0, position_T)
         for layer in self._layers:
             hidden_TM = self._attention(layer, hidden_TM, cos_T1D, sin_T1D, plan=plan)
-            hidden_TM = _mlp(layer, hidden_TM)
+            gate_up = functional.linear(layer.mlp_norm(hidden_TM), layer.gate_up_weight, layer.gate_up_bias)
+            gate, up = gate_up.chunk(2, dim=-1)
+            hidden_TM = layer.down.add_to(hidden_TM, layer.activation(gate).mul_(up))
         if select_N is not None:
             hidden_TM = hidden_TM.index_select(0, select_N)
-        return self._head(_rms_norm(self._norm, hidden_TM)).float()
+        return functional.linear(self._norm(hidden_TM), self._head_weight, self._head_bias).float()
 
     def _attention(
         self, layer: _LeanLayer, hidden_TM: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, *, plan: StepPlan
     ) -> Tensor:
-        num_tokens = hidden_TM.shape[0]
-        normed_TM = _rms_norm(layer.input_norm, hidden_TM)
-        head_TAD = functional.linear(normed_TM, layer.qkv_weight, layer.qkv_bias).view(num_tokens, -1, self._head_size)
-        rotating_TRD, value_TJD = head_TAD.split((self._rotated, self._num_key_heads), dim=1)
-        if layer.head_norm_2D is not None:
-            weight_RD = layer.head_norm_2D.index_select(0, self._norm_of_head_R)
-            rotating_TRD = functional.rms_norm(rotating_TRD, (self._head_size,), None, layer.head_epsilon) * weight_RD
+        projected = functional.linear(layer.input_norm(hidden_TM), layer.qkv_weight, layer.qkv_bias)
+        head_TAD = projected.view(self._projected_shape)
+        rotating_TRD, value_TJD = torch.split_with_sizes(head_TAD, self._rotated_value_sizes, 1)
+        if layer.head_norm_RD is not None and layer.query_norm is not None:
+            rotating_TRD = layer.query_norm.without_factor(rotating_TRD).mul_(layer.head_norm_RD)
         first, second = rotating_TRD.chunk(2, dim=-1)
         rotated_TRD = torch.addcmul(rotating_TRD * cos_T1D, torch.cat((second, first), dim=-1), sin_T1D)
-        query_THD, key_TJD = rotated_TRD.split((self._num_heads, self._num_key_heads), dim=1)
+        query_THD, key_TJD = torch.split_with_sizes(rotated_TRD, self._query_key_sizes, 1)
         mixed_THD = plan.attend(query_THD, key_TJD, value_TJD, layer=layer.index, rule=layer.rule)
-        return _add_linear(hidden_TM, mixed_THD.reshape(num_tokens, -1), layer.output)
+        return layer.output.add_to(hidden_TM, mixed_THD.reshape(self._mixed_shape))
 
 
 def is_lean(model: PreTrainedModel) -> bool:
@@ -263,30 +332,6 @@ def _fuse(*projections: nn.Linear) -> tuple[Tensor, Tensor | None]:
             projection.bias.data = bias[start:stop]
         start = stop
     return weight, bias
-
-
-def _stack(query_norm: Any, key_norm: Any) -> Tensor:
-    """Stack the weights of two norms `[2, D]`; each norm's own weight becomes a view of the stack."""
-    stacked = torch.stack((query_norm.weight.detach(), key_norm.weight.detach()))
-    query_norm.weight.data, key_norm.weight.data = stacked[0], stacked[1]
-    return stacked
-
-
-def _rms_norm(norm: Any, x: Tensor) -> Tensor:
-    return functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
-
-
-def _mlp(layer: _LeanLayer, hidden_TM: Tensor) -> Tensor:
-    normed_TM = _rms_norm(layer.mlp_norm, hidden_TM)
-    gate, up = functional.linear(normed_TM, layer.gate_up_weight, layer.gate_up_bias).chunk(2, dim=-1)
-    return _add_linear(hidden_TM, layer.activation(gate).mul_(up), layer.down)
-
-
-def _add_linear(residual: Tensor, x: Tensor, projection: nn.Linear) -> Tensor:
-    """Return `residual + projection(x)` in one kernel where there is no bias."""
-    if projection.bias is not None:
-        return residual + projection(x)
-    return torch.addmm(residual, x, projection.weight.t())
 
 
 AttentionInterface.register(ATTENTION_NAME, _slot_attention)

@@ -3,7 +3,7 @@
 One asyncio task on the caller's event loop runs a forward pass inline and then lets the other tasks run, so with inline
 environments a whole run is a deterministic function of seeds and request order.
 
-Shapes: T flat tokens of a step, D slots that decode, S slots that prefill, N slots that sample, V vocabulary.
+Shapes: N slots that sample in a step, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 
 from agentenv.config import Config
 from agentenv.engine.decoder import make_decoder
-from agentenv.engine.kv_cache import SlotCache, StepPlan, plan_step
+from agentenv.engine.kv_cache import SlotCache
 from agentenv.engine.protocol import (
     Ack,
     Completion,
@@ -35,8 +34,9 @@ from agentenv.engine.protocol import (
     SamplingParams,
     WeightManifest,
 )
-from agentenv.engine.sampling import SamplingRows, draw, sampling_rows, seed_state, uniforms
+from agentenv.engine.sampling import draw, seed_state
 from agentenv.engine.slots import Request, SlotTable
+from agentenv.engine.step import Step, StepPlanner
 from agentenv.engine.weights import load_causal_lm, load_weights, named_weights, weights_checksum
 from agentenv.errors import DeadlineExceeded, EngineClosed, EngineError, ModelError, describe
 
@@ -56,6 +56,8 @@ class HFEngineConfig(Config):
     """Requests that run at once; further ones wait. Idle slots keep their session's prefix."""
     max_step_tokens: int = Field(default=4096, ge=1)
     """Tokens of one forward pass; longer prompts are read over several. Larger than max_slots."""
+    shares_prefixes: bool = True
+    """Copy what another request already computed of the same prompt start, as the episodes of a group have it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Of weights and cache; auto keeps the model's."""
     device: str = "auto"
@@ -71,18 +73,6 @@ class HFEngineConfig(Config):
                 "so that prompts are still read while every slot decodes"
             )
         return self
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
-    """One forward pass: tokens in, and which slots sample from it."""
-
-    token_T: Tensor
-    position_T: Tensor
-    plan: StepPlan
-    select_N: Tensor | None
-    sampled_N: IntArray
-    advanced: tuple[IntArray, IntArray]  # slots, and by how many tokens the cache of each grows
 
 
 class HFEngine:
@@ -113,12 +103,19 @@ class HFEngine:
         self._decoder = make_decoder(self._model, max_length=self.config.max_length)
         embedding: Any = self._model.get_input_embeddings()
         self.vocab_size: int = embedding.weight.shape[0]
-        self._device: torch.device = embedding.weight.device
         self._version = version
         limits = {"max_slots": self.config.max_slots, "max_length": self.config.max_length}
         self._cache = SlotCache(**limits)
         self._slots = SlotTable(**limits)
         self._waiting: deque[Request] = deque()
+        self._planner = StepPlanner(
+            slots=self._slots,
+            cache=self._cache,
+            max_step_tokens=self.config.max_step_tokens,
+            shares_prefixes=self.config.shares_prefixes,
+            vocab_size=self.vocab_size,
+            device=embedding.weight.device,
+        )
         self._task: asyncio.Task[None] | None = None
         self._num_requests = 0
         self._num_admitted = 0
@@ -211,6 +208,7 @@ class HFEngine:
                 "versions must grow"
             )
         load_weights(self._model, manifest.tensors)
+        self._decoder.refresh()
         self._version = manifest.version
         self._failure = ""
         self._slots.forget_cache()
@@ -287,14 +285,13 @@ class HFEngine:
         with torch.inference_mode():
             if moves is not None:
                 self._cache.move(moves.source, moves.target, num_places=moves.num_places)
-            step = self._plan()
+            step = self._planner.next_step()
             logit_NV = self._decoder.forward(
                 step.token_T, position_T=step.position_T, plan=step.plan, select_N=step.select_N
             )
-            slots, counts = step.advanced
-            self._slots.computed_S[slots] += counts
+            self._slots.computed_S[step.slots] += step.advances
             if len(step.sampled_N):
-                self._sample(logit_NV, slot_N=step.sampled_N)
+                self._sample(logit_NV, step)
 
     def _admit(self, request: Request) -> None:
         self._num_admitted += 1
@@ -302,55 +299,12 @@ class HFEngine:
         request.versions.append((self._version, 0))
         self._slots.admit(request, max_length=self.config.max_length)
 
-    def _plan(self) -> _Step:
-        """Choose the tokens of this step: one per decoding slot, then as many prompt tokens as fit, oldest first."""
-        table = self._slots
-        running = slice(0, table.num_running)
-        length_R, computed_R = table.length_S[running], table.computed_S[running]
-        pending_R = length_R - computed_R
-        slot_D = np.flatnonzero(pending_R == 1)
-        slot_S, new_S = self._choose_prefills(pending_R, budget=self.config.max_step_tokens - len(slot_D))
-        past_S = computed_R[slot_S]
-        longest = max(int(length_R[slot_D].max(initial=0)), int((past_S + new_S).max(initial=0)))
-        self._cache.reserve(num_slots=table.num_running, num_places=longest)
-        plan = plan_step(
-            self._cache,
-            slot_D=slot_D,
-            position_D=computed_R[slot_D],
-            slot_S=slot_S,
-            past_S=past_S,
-            new_S=new_S,
-            device=self._device,
-        )
-        token_T = [table.token_SX[slot_D, computed_R[slot_D]]]
-        position_T = [computed_R[slot_D]]
-        for slot, past, new in zip(slot_S.tolist(), past_S.tolist(), new_S.tolist(), strict=True):
-            token_T.append(table.token_SX[slot, past : past + new])
-            position_T.append(np.arange(past, past + new))
-        is_complete_S = new_S == pending_R[slot_S]
-        is_all_sampled = len(slot_S) == 0
-        select_N = np.concatenate((np.arange(len(slot_D)), len(slot_D) + np.cumsum(new_S)[is_complete_S] - 1))
-        return _Step(
-            token_T=self._put(np.concatenate(token_T)),
-            position_T=self._put(np.concatenate(position_T)),
-            plan=plan,
-            select_N=None if is_all_sampled else self._put(select_N),
-            sampled_N=np.concatenate((slot_D, slot_S[is_complete_S])),
-            advanced=(np.concatenate((slot_D, slot_S)), np.concatenate((np.ones_like(slot_D), new_S))),
-        )
-
-    def _choose_prefills(self, pending_R: IntArray, *, budget: int) -> tuple[IntArray, IntArray]:
-        """Return slots that read several tokens and how many each reads now, oldest request first."""
-        slots = sorted(np.flatnonzero(pending_R > 1).tolist(), key=lambda slot: self._slots.request_at(slot).arrival)
-        pending_S = pending_R[slots] if slots else np.zeros(0, dtype=np.int64)
-        before_S = np.cumsum(pending_S) - pending_S
-        new_S = np.clip(budget - before_S, 0, pending_S)
-        is_chosen_S = new_S > 0
-        return np.array(slots, dtype=np.int64)[is_chosen_S], new_S[is_chosen_S]
-
-    def _sample(self, logit_NV: Tensor, *, slot_N: IntArray) -> None:
+    def _sample(self, logit_NV: Tensor, step: Step) -> None:
         """Draw a token for every slot that is up to date, and finish those that are done."""
-        token_N, logprob_N = _to_host(*draw(logit_NV, self._sampling_rows(slot_N)))
+        slot_N = step.sampled_N
+        drawn_N, drawn_logprob_N = draw(logit_NV, step.rows, uniform_B=step.uniform_UN[step.age])
+        self._planner.note_drawn(drawn_N)
+        token_N, logprob_N = _to_host(drawn_N, drawn_logprob_N)
         is_bad_N = ~np.isfinite(logprob_N)
         if is_bad_N.any():
             for slot in slot_N[is_bad_N].tolist():
@@ -361,17 +315,6 @@ class HFEngine:
             self._finish(slot, finish_reason="stop")
         for slot in full.tolist():
             self._finish(slot, finish_reason="length")
-
-    def _sampling_rows(self, slot_N: IntArray) -> SamplingRows:
-        table = self._slots
-        return sampling_rows(
-            temperature_B=table.temperature_S[slot_N],
-            top_p_B=table.top_p_S[slot_N],
-            top_k_B=table.top_k_S[slot_N],
-            uniform_B=uniforms(table.seed_S[slot_N], table.length_S[slot_N]),
-            vocab_size=self.vocab_size,
-            device=self._device,
-        )
 
     def _finish(self, slot: int, *, finish_reason: FinishReason) -> None:
         completion = self._slots.completion(slot, finish_reason=finish_reason)
@@ -417,9 +360,6 @@ class HFEngine:
                 return
         if request in self._waiting:
             self._waiting.remove(request)
-
-    def _put(self, array: IntArray) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
 def _check_positions(model: PreTrainedModel, *, max_length: int) -> None:

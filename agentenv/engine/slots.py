@@ -67,23 +67,27 @@ class SlotTable:
 
     Attributes:
         num_running: slots `[0, num_running)` run once `compact` was called.
+        epoch: changes whenever a request enters or leaves a slot, or the cache is forgotten.
         token_SX: int64, prompt and output of each slot.
         logprob_SX: float32, of the output tokens.
         length_S: tokens known, the newest sampled one included.
         computed_S: tokens whose keys and values are in the cache; never more than `length_S`.
         prompt_S: prompt tokens.
         limit_S: length at which the request ends.
+        is_unread_S: True while nothing of a running request was computed in its slot.
         seed_S, temperature_S, top_p_S, top_k_S, stop_SW: sampling.
     """
 
     def __init__(self, *, max_slots: int, max_length: int) -> None:
         self.num_running = 0
+        self.epoch = 0
         self.token_SX = np.zeros((max_slots, max_length), dtype=np.int64)
         self.logprob_SX = np.zeros((max_slots, max_length), dtype=np.float32)
         self.length_S = np.zeros(max_slots, dtype=np.int64)
         self.computed_S = np.zeros(max_slots, dtype=np.int64)
         self.prompt_S = np.zeros(max_slots, dtype=np.int64)
         self.limit_S = np.zeros(max_slots, dtype=np.int64)
+        self.is_unread_S = np.zeros(max_slots, dtype=np.bool_)
         self.seed_S = np.zeros(max_slots, dtype=np.uint64)
         self.temperature_S = np.ones(max_slots)
         self.top_p_S = np.ones(max_slots)
@@ -132,6 +136,7 @@ class SlotTable:
         self.token_SX[slot, :num_prompt] = prompt_ids
         self.length_S[slot] = self.prompt_S[slot] = num_prompt
         self.limit_S[slot] = min(num_prompt + sampling.max_tokens, max_length)
+        self.is_unread_S[slot] = True
         self.seed_S[slot] = request.seed_state
         self.temperature_S[slot] = sampling.temperature
         self.top_p_S[slot] = sampling.top_p
@@ -139,13 +144,16 @@ class SlotTable:
         self._set_stop_ids(slot, sampling.stop_ids)
         self._requests[slot] = request
         self.num_running += 1
+        self.epoch += 1
         return slot
 
     def release(self, slot: int) -> Request:
         """End the request in `slot`; the slot stays with the session, for its next turn."""
         request = self.request_at(slot)
         self._requests[slot] = None
+        self.is_unread_S[slot] = False
         self.num_running -= 1
+        self.epoch += 1
         self._touch(slot)
         self.end_session(request.session_id)  # a session owns at most one slot: the newest
         self._sessions[slot] = request.session_id
@@ -161,6 +169,9 @@ class SlotTable:
     def forget_cache(self) -> None:
         """Mark everything in the cache as stale: running requests start over, idle sessions are forgotten."""
         self.computed_S[:] = 0
+        self.epoch += 1
+        for slot, _ in self.running():
+            self.is_unread_S[slot] = True
         for session_id in list(self._slot_of_session):
             self.end_session(session_id)
 
@@ -194,7 +205,15 @@ class SlotTable:
         strays = [slot for slot in range(self.num_running, self.max_slots) if self._requests[slot] is not None]
         source, target = np.array(strays + holes), np.array(holes + strays)
         columns = (self.token_SX, self.logprob_SX, self.length_S, self.computed_S, self.prompt_S, self.limit_S)
-        for column in (*columns, self.seed_S, self.temperature_S, self.top_p_S, self.top_k_S, self.stop_SW):
+        for column in (
+            *columns,
+            self.is_unread_S,
+            self.seed_S,
+            self.temperature_S,
+            self.top_p_S,
+            self.top_k_S,
+            self.stop_SW,
+        ):
             column[target] = column[source]
         for hole, stray in zip(holes, strays, strict=True):
             _swap(self._requests, hole, stray)
@@ -202,6 +221,28 @@ class SlotTable:
             _swap(self._last_used, hole, stray)
         self._slot_of_session = {name: slot for slot, name in enumerate(self._sessions) if name is not None}
         return Moves(source=source, target=target, num_places=int(self.computed_S[target].max()))
+
+    def common_prefixes(self, slot: int, *, least: int) -> tuple[IntArray, IntArray]:
+        """Find slots whose tokens start like those of `slot`.
+
+        Args:
+            slot: its newest token does not count, since that has to be computed anyway.
+            least: shorter common prefixes are left out.
+
+        Returns:
+            The other slots, and how many tokens each has in common; computed or not.
+        """
+        known = int(self.length_S[slot]) - 1
+        if known < least:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        token_X = self.token_SX[slot, :known]
+        is_alike_S = (self.token_SX[:, :least] == token_X[:least]).all(axis=1)
+        is_alike_S[slot] = False
+        other_S = np.flatnonzero(is_alike_S)
+        is_same_SX = self.token_SX[other_S, :known] == token_X
+        common_S = np.where(is_same_SX.all(axis=1), known, is_same_SX.argmin(axis=1))
+        common_S = np.minimum(common_S, self.length_S[other_S])
+        return other_S[common_S >= least], common_S[common_S >= least]
 
     def record(
         self, slot_R: IntArray, *, token_R: IntArray, logprob_R: npt.NDArray[np.float32]
@@ -220,12 +261,13 @@ class SlotTable:
         return slot_R[is_stop_R], slot_R[is_full_R]
 
     def _choose_slot(self, session_id: str) -> int:
-        """The session's own idle slot, else one that nobody owns, else the one idle for longest."""
+        """The session's own idle slot, else the first that nobody owns, else the one idle for longest."""
         own = self._slot_of_session.get(session_id)
         if own is not None:
             return own
-        idle = (slot for slot, request in enumerate(self._requests) if request is None)
-        return min(idle, key=lambda slot: (self._sessions[slot] is not None, self._last_used[slot], slot))
+        idle = [slot for slot, request in enumerate(self._requests) if request is None]
+        unowned = [slot for slot in idle if self._sessions[slot] is None]
+        return unowned[0] if unowned else min(idle, key=self._last_used.__getitem__)
 
     def _disown(self, slot: int) -> None:
         session_id = self._sessions[slot]

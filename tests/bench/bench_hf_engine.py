@@ -7,7 +7,9 @@ on a Qwen3 of 0.85M parameters in float32. `python -m tests.bench.bench_hf_engin
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +32,8 @@ def figures() -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     for in_flight, least in LEAST_SPEEDUPS.items():
         prompt_BL = torch.randint(1, 2000, (in_flight, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
-        engine_s = cpu_seconds(lambda: _serve(engine, prompt_BL), repeats=REPEATS[in_flight])
-        generate_s = cpu_seconds(lambda: _generate(model, prompt_BL), repeats=REPEATS[in_flight])
+        engine_s = cpu_seconds(functools.partial(_serve, engine, prompt_BL), repeats=REPEATS[in_flight])
+        generate_s = cpu_seconds(functools.partial(_generate, model, prompt_BL), repeats=REPEATS[in_flight])
         num_tokens = in_flight * NEW_TOKENS
         lines += [
             figure(f"hf_engine_{in_flight}", num_tokens / engine_s, unit="output tokens/CPU-s"),
@@ -58,7 +60,7 @@ def _serve(engine: HFEngine, prompt_BL: Tensor) -> None:
     asyncio.run(play())
 
 
-def _generate(model: torch.nn.Module, prompt_BL: Tensor) -> None:
+def _generate(model: Any, prompt_BL: Tensor) -> None:
     output_BL = model.generate(
         prompt_BL,
         attention_mask=torch.ones_like(prompt_BL),

@@ -7,18 +7,24 @@ text cache can help; `repeating` shows GuessNumber, where groups share prompts a
 import asyncio
 import itertools
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
 
 from agentenv import ToolEnv, tool, tool_turn
-from agentenv.byte_tokenizer import byte_tokenizer
+
+from agentenv.engine.http import JsonClient
+from agentenv.engine.protocol import Completion
 from agentenv.engine.scripted import ScriptedEngine
+from agentenv.memory import relax_garbage_collection
 from agentenv.renderer import Renderer
 from agentenv.runner import GroupSpec, Runner, RunnerConfig
+from agentenv.trajectory import VersionSpan
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import async_cpu_seconds, figure
+from text import bench_tokenizer
 
 EPISODES = 1024
 
@@ -83,7 +89,7 @@ def unique_replies(renderer, count):
 
 async def cost(*, max_episodes, is_unique=True, latency_s=0.0, episodes=EPISODES, repeats=3):
     """Return CPU-ms per episode and episodes per wall second."""
-    renderer = Renderer(byte_tokenizer(), family="qwen3")
+    renderer = Renderer(bench_tokenizer(), family="qwen3")
     if is_unique:
         script = unique_replies(renderer, episodes * (repeats + 1))
     else:
@@ -101,8 +107,57 @@ async def cost(*, max_episodes, is_unique=True, latency_s=0.0, episodes=EPISODES
     return 1000 * cpu_s / episodes, episodes / wall_s
 
 
+class HttpEngine(ScriptedEngine):
+    """Asks a server for every completion; what an engine over HTTP costs the runner."""
+
+    def __init__(self, port):
+        super().__init__([()])
+        self.client = JsonClient(f"http://127.0.0.1:{port}")
+
+    async def generate(self, prompt_ids, sampling, *, session_id, deadline_s):
+        body = {
+            "input_ids": prompt_ids,
+            "rid": session_id,
+            "sampling_params": {"max_new_tokens": sampling.max_tokens, "temperature": sampling.temperature},
+        }
+        answer = await self.client.post("/generate", body, deadline_s=deadline_s)
+        ids = answer["output_ids"]
+        return Completion(
+            token_ids=ids,
+            logprobs=answer["logprobs"],
+            finish_reason="stop",
+            weight_versions=(VersionSpan(version=0, start=0, end=len(ids)),),
+        )
+
+
+async def http_cost():
+    """Return CPU-ms per episode against a mock server in another process."""
+    renderer = Renderer(bench_tokenizer(), family="qwen3")
+    wrong = [renderer.turn_ids(tool_turn("guess", {"number": n})) for n in range(16, 32)]
+    replies = [{"output_ids": list(ids), "logprobs": [-0.5] * len(ids)} for ids in wrong]
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "mock_server.py"), json.dumps(replies)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        engine = HttpEngine(int(server.stdout.readline()))
+        counter = itertools.count()
+
+        async def play():
+            await runner_of(engine, renderer, max_episodes=64, is_unique=False).run_all(specs(counter, EPISODES))
+
+        cpu_s, _ = await async_cpu_seconds(play, repeats=3)
+        await engine.client.close()
+        return 1000 * cpu_s / EPISODES
+    finally:
+        server.kill()
+        server.wait()
+
+
 def figures():
-    """Measure everything."""
+    """Measure everything, with the collector set as `agentenv train` sets it."""
+    relax_garbage_collection()
     at_64, _ = asyncio.run(cost(max_episodes=64))
     at_512, _ = asyncio.run(cost(max_episodes=512))
     repeating, _ = asyncio.run(cost(max_episodes=64, is_unique=False))
@@ -112,6 +167,7 @@ def figures():
         figure("runner_cpu_512_over_64", at_512 / at_64, unit="ratio", at_most=1.3),
         figure("runner_cpu_ms_per_episode_repeating", repeating, unit="ms"),
         figure("runner_episodes_per_s_50ms_512", rate, unit="1/s", at_least=1700),
+        figure("runner_cpu_ms_per_episode_http", asyncio.run(http_cost()), unit="ms", at_most=1.0),
     ]
 
 

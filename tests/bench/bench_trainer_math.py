@@ -20,7 +20,7 @@ from agentenv.trainers.credit import gae, grpo, to_tokens
 from agentenv.trainers.scheduler import Scheduler
 
 NUM_SEQUENCES, MAX_TOKENS, GROUP_SIZE = 1024, 2048, 8
-NUM_REPEATS = 9
+NUM_WARM_UPS, NUM_REPEATS = 5, 21
 Figure = dict[str, object]
 
 
@@ -143,7 +143,8 @@ def _columns() -> Columns:
 
 
 def _median_ms(work: Callable[[], object]) -> float:
-    work()
+    for _ in range(NUM_WARM_UPS):  # the first calls pay for fresh memory pages
+        work()
     times: list[float] = []
     for _ in range(NUM_REPEATS):
         start = time.process_time()

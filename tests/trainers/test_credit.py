@@ -59,10 +59,12 @@ def test_a_group_of_one_has_advantage_zero_and_not_its_raw_reward(estimator: Cal
 
 @pytest.mark.parametrize("estimator", [grpo, rloo])
 def test_equal_rewards_give_exactly_zero(estimator: Callable[..., Tensor]):
-    # the float mean of seven times 0.1 is not 0.1, and dividing that error by 1e-6 would make it a gradient
-    advantage_B = estimator(torch.full((7,), 0.1), torch.zeros(7, dtype=torch.int64), is_scored_B=everyone(7))
+    # ten times 0.1 sums to 0.9999999999999999; what is left of the mean must not pass for a signal
+    reward_B = torch.full((10,), 0.1, dtype=torch.float64)
 
-    assert advantage_B.tolist() == [0.0] * 7
+    advantage_B = estimator(reward_B, torch.zeros(10, dtype=torch.int64), is_scored_B=everyone(10))
+
+    assert advantage_B.tolist() == [0.0] * 10
 
 
 @pytest.mark.parametrize("estimator", [grpo, rloo])
@@ -88,7 +90,7 @@ def test_turn_advantage_compares_returns_to_go_at_the_same_turn_index():
 
 
 def test_an_extra_turn_that_costs_one_is_not_paid_a_hidden_bonus():
-    # Each turn costs 1. Centring turn rewards among the turns alive at an index and summing would call both episodes equal.
+    # Each turn costs 1. Centring rewards among the turns alive at an index and summing would call both episodes equal.
     reward_K = torch.tensor([-1.0, -1.0, -1.0])
     trajectory_K = torch.tensor([0, 1, 1])
 
@@ -124,8 +126,8 @@ class Path:
     rewards: tuple[float, ...]
 
 
-# Three states, two actions. From state 0, action 0 stops with reward 1 and action 1 goes on to state 1 at a cost of 0.5;
-# from state 1, action 0 stops with 3 and action 1 goes on to state 2 with 0.25; state 2 ends with -2 or 1.
+# Three states, two actions. From state 0, action 0 stops with reward 1 and action 1 goes on to state 1 with -0.5; from
+# state 1, action 0 stops with 3 and action 1 goes on to state 2 with 0.25; state 2 ends with -2 or 1.
 PATHS = (
     Path(decisions=((0, 0),), rewards=(1.0,)),
     Path(decisions=((0, 1), (1, 0)), rewards=(-0.5, 3.0)),

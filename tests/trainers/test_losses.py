@@ -21,6 +21,7 @@ from agentenv.trainers.losses import (
     POLICY_LOSSES,
     AggregationName,
     Denominators,
+    KLName,
     LossConfig,
     PolicyLossName,
     active_tokens,
@@ -241,8 +242,8 @@ def test_k1_and_k3_average_to_the_kl_and_the_gradient_of_k2_to_its_gradient():
     kl = (probability_V * (logprob_V - reference_V)).sum()
     (true_gradient_V,) = torch.autograd.grad(kl, logit_V, retain_graph=True)
 
-    def expected(name: str) -> tuple[float, Tensor]:
-        mean = (probability_V.detach() * KL_ESTIMATORS[name](logprob_V - reference_V)).sum()  # type: ignore[index]
+    def expected(name: KLName) -> tuple[float, Tensor]:
+        mean = (probability_V.detach() * KL_ESTIMATORS[name](logprob_V - reference_V)).sum()
         return mean.item(), torch.autograd.grad(mean, logit_V, retain_graph=True)[0]
 
     assert expected("k1")[0] == pytest.approx(kl.item())
@@ -252,7 +253,7 @@ def test_k1_and_k3_average_to_the_kl_and_the_gradient_of_k2_to_its_gradient():
 
 
 def test_kl_and_entropy_enter_with_their_coefficients():
-    batch = pack([sample("0", mu=[0.5, 0.5], advantage=[0, 0], kl=[1, 0])])
+    batch = pack([sample("0", mu=[0.5, 0.5], advantage=[0, 0], kl=[0.5, 0])])
     config = LossConfig(policy="ppo_clip", kl_coefficient=0.1, kl_estimator="k1", entropy_coefficient=0.01)
 
     loss, gradient, metrics = loss_and_gradient(
@@ -263,18 +264,18 @@ def test_kl_and_entropy_enter_with_their_coefficients():
         entropy_T=torch.tensor([1.0, 3.0]),
     )
 
-    # KL log 2 on the one token that has its weight; mean entropy 2
-    assert loss == pytest.approx(0.1 * math.log(2) - 0.01 * 2.0)
-    assert gradient == pytest.approx([0.1, 0.0])
+    # KL log 2, at half weight, on one token; mean entropy 2
+    assert loss == pytest.approx(0.1 * 0.5 * math.log(2) - 0.01 * 2.0)
+    assert gradient == pytest.approx([0.05, 0.0])
     assert (metrics["kl"], metrics["entropy"]) == (pytest.approx(math.log(2)), 2.0)
 
 
 def test_a_coefficient_without_its_column_is_refused():
     batch = pack([sample("0", mu=[0.5], advantage=[1])])
 
-    with pytest.raises(UsageError, match="kl_coefficient is 0.1"):
+    with pytest.raises(UsageError, match="no reference log-probs"):
         loss_and_gradient(batch, [0.5], config=LossConfig(kl_coefficient=0.1))
-    with pytest.raises(UsageError, match="entropy_coefficient is 0.1"):
+    with pytest.raises(UsageError, match="there is no entropy"):
         loss_and_gradient(batch, [0.5], config=LossConfig(entropy_coefficient=0.1))
 
 

@@ -179,13 +179,25 @@ def test_gae_credits_an_empty_turn_to_the_token_before_it_and_carries_across_seq
         patterns=[".s", "..s"],
         turns=[turn(1, 2, reward=1.0), turn(2, 2, reward=2.0), turn(2, 3, sequence=1)],
     )
-    values = {"g/0/0": np.array([9, 1, 9][:2], dtype=np.float32), "g/0/1": np.array([9, 9, 3], dtype=np.float32)}
+    values = {"g/0/0": np.array([9, 1], dtype=np.float32), "g/0/1": np.array([9, 9, 3], dtype=np.float32)}
 
     first, second = assign([group(played)], advantage="gae", gamma=1.0, lam=0.5, values=values)
 
     # last token: 4 - 3 = 1; first: (1 + 2) + 3 - 1 = 5, plus 0.5 * 1
     assert second.advantage_T.tolist() == [0.0, 0.0, 1.0]
     assert first.advantage_T.tolist() == [0.0, 5.5]
+
+
+def test_a_reward_before_the_first_action_is_not_paid_to_the_neighbour():
+    neighbour = trajectory(0, reward=0.0, patterns=[".s"], turns=[turn(1, 2)])
+    rewarded_for_nothing = trajectory(
+        1, reward=0.0, patterns=[".s"], turns=[turn(1, 1, reward=7.0), turn(1, 2, reward=1.0)]
+    )
+    values = {name: np.zeros(2, dtype=np.float32) for name in ("g/0/0", "g/1/0")}
+
+    samples = assign([group(neighbour, rewarded_for_nothing)], advantage="gae", values=values)
+
+    assert [sample.advantage_T.tolist() for sample in samples] == [[0.0, 0.0], [0.0, 1.0]]
 
 
 def test_gae_says_which_values_are_missing():

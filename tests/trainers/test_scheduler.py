@@ -1,4 +1,4 @@
-"""The scheduler's promises: bounded age, nothing twice, nobody starves, progress after every crash, exact resumption."""
+"""The scheduler's promises: bounded age, nothing twice, nobody starves, progress after crashes, exact resumption."""
 
 from __future__ import annotations
 
