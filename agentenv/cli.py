@@ -19,7 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-check_app = typer.Typer(help="Check that an environment keeps its promises.", no_args_is_help=True, rich_markup_mode=None)
+check_app = typer.Typer(
+    help="Check that an environment keeps its promises.", no_args_is_help=True, rich_markup_mode=None
+)
 prepare_app = typer.Typer(help="Turn data sets into task files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(check_app, name="check")
 app.add_typer(prepare_app, name="prepare")

@@ -200,7 +200,9 @@ class Episode:
     async def truncate(self, reason: StopReason) -> None:
         """End the episode because a budget is exhausted; terminal rewards are still computed."""
         step = await _within(
-            self.env.truncate_async(reason), timeout_s=self.limits.scoring_timeout_s, where=f"{self.spec.env_id} scoring"
+            self.env.truncate_async(reason),
+            timeout_s=self.limits.scoring_timeout_s,
+            where=f"{self.spec.env_id} scoring",
         )
         self._end(step)
 

@@ -136,7 +136,7 @@ def _draw_levels(axes: Any, data: ReportData, *, theme: Theme, has_names: bool) 
     levels.sort(key=lambda level: level[0])
     is_tight = len(levels) == 2 and levels[1][0] - levels[0][0] < 0.12
     for index, (level, name, colour, dashes) in enumerate(levels):
-        axes.axhline(-1, color=colour, linewidth=1.3, linestyle=dashes, zorder=1.5)
+        axes.axhline(level, color=colour, linewidth=1.3, linestyle=dashes, zorder=1.5)
         if has_names:
             axes.annotate(
                 f"{name}\n{level:.2f}",

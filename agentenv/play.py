@@ -120,9 +120,7 @@ def evaluate_policy(
     if num_episodes < 1:
         raise UsageError(f"{num_episodes} episodes were asked for; at least 1 is needed")
     registration(env_id)
-    groups = evaluation_groups(
-        env_id, num_episodes=num_episodes, seed=seed, env_kwargs={"split": "test", **env_kwargs}
-    )
+    groups = evaluation_groups(env_id, num_episodes=num_episodes, seed=seed, env_kwargs={"split": "test", **env_kwargs})
 
     async def measure() -> EvalSummary:
         async with runner_for(policy, model=model, temperature=temperature) as runner:
@@ -212,7 +210,9 @@ def _show_ending(trajectory: Trajectory, console: Console) -> None:
         for name, value in turn.reward_components.items():
             parts[name] = parts.get(name, 0.0) + value
     told = ", ".join(f"{name} {value:g}" for name, value in parts.items())
-    console.print(f"[bold]{trajectory.stop_reason.value}[/]  reward {trajectory.reward:g}  ({escape(told) or 'no reward'})")
+    console.print(
+        f"[bold]{trajectory.stop_reason.value}[/]  reward {trajectory.reward:g}  ({escape(told) or 'no reward'})"
+    )
     if trajectory.error:
         console.print(f"[red]{escape(trajectory.error)}[/]")
 

@@ -87,7 +87,9 @@ class Renderer:
         """Render a whole conversation up to where the assistant starts to write."""
         return self._prompts(_key(messages), self._tools_key(tools))
 
-    def continuation_ids(self, messages: Sequence[Message], *, is_closed: bool, tools: ToolSpecs = ()) -> tuple[int, ...] | None:
+    def continuation_ids(
+        self, messages: Sequence[Message], *, is_closed: bool, tools: ToolSpecs = ()
+    ) -> tuple[int, ...] | None:
         """Return the ids that follow a sampled turn: what closes it, the new messages, the next turn's opening.
 
         Args:
@@ -119,7 +121,11 @@ class Renderer:
             return message
         calls = tuple(
             ToolCall(
-                call_id=f"call_{turn}_{index}", name=call.name, arguments=call.arguments, status=call.status, raw=call.raw
+                call_id=f"call_{turn}_{index}",
+                name=call.name,
+                arguments=call.arguments,
+                status=call.status,
+                raw=call.raw,
             )
             for index, call in enumerate(message.tool_calls)
         )
@@ -353,7 +359,9 @@ class _PackagedFamily:
 
     def _agrees(self, reader: HermesReader, tokenizer: LeanTokenizer) -> bool:
         """True when the quick reader gives what the family's parser gives, with and without a stop id."""
-        probes = [ids for text in PROBES for ids in (tokenizer.encode(text), [*tokenizer.encode(text), self.stop_ids[0]])]
+        probes = [
+            ids for text in PROBES for ids in (tokenizer.encode(text), [*tokenizer.encode(text), self.stop_ids[0]])
+        ]
         return all(reader.read(ids) in (None, self._parse(ids, ())) for ids in [*probes, [], [self.stop_ids[0]]])
 
     def turn(self, message: Message, tools: ToolSpecs) -> list[int]:
@@ -362,7 +370,11 @@ class _PackagedFamily:
         # a later user message keeps families from wrapping the last turn into an empty reasoning block
         messages = (user, message) if message.reasoning else (user, message, user)
         rendered = self._renderer.render(cast(Any, [m.to_dict() for m in messages]), tools=_package_tools(tools))
-        owned = [(i, s) for i, (m, s) in enumerate(zip(rendered.message_indices, rendered.sampled_mask, strict=False)) if m == 1]
+        owned = [
+            (i, s)
+            for i, (m, s) in enumerate(zip(rendered.message_indices, rendered.sampled_mask, strict=False))
+            if m == 1
+        ]
         ids = [rendered.token_ids[i] for i, is_sampled in owned if is_sampled]
         if not ids:
             raise ModelError("this family cannot say which ids a turn is made of; demonstrations need another family")
@@ -417,7 +429,9 @@ class _TemplateFamily:
         return whole[len(opening) : end + 1]
 
 
-def _canonical_continuation(family: _PackagedFamily | _TemplateFamily, messages: tuple[Message, ...], tools: ToolSpecs) -> list[int] | None:
+def _canonical_continuation(
+    family: _PackagedFamily | _TemplateFamily, messages: tuple[Message, ...], tools: ToolSpecs
+) -> list[int] | None:
     """Find what a template appends after an assistant's turn, by rendering with and without the new messages.
 
     A turn is `... <stop> rest`, so the continuation is `<stop> rest` plus what the second rendering adds. None when

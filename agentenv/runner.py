@@ -128,7 +128,9 @@ class Runner:
             while True:
                 # a few more groups than fit are kept waiting, so that the engine never idles between them
                 room = self.config.max_episodes + 1 - len(pending)
-                pending |= {asyncio.create_task(self.run_group(spec)) for spec in itertools.islice(source, max(room, 0))}
+                pending |= {
+                    asyncio.create_task(self.run_group(spec)) for spec in itertools.islice(source, max(room, 0))
+                }
                 if not pending:
                     return
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)

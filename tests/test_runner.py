@@ -279,5 +279,3 @@ def _say(text):
     from agentenv import Message
 
     return Message(role="assistant", content=text)
-
-

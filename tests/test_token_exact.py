@@ -53,7 +53,8 @@ def assert_exact(trajectory: Trajectory, exchanges: list[Exchange]) -> None:
 
 def said(renderer: Renderer, *turns: Message | str) -> list[tuple[int, ...]]:
     return [
-        renderer.turn_ids(turn if isinstance(turn, Message) else Message(role="assistant", content=turn)) for turn in turns
+        renderer.turn_ids(turn if isinstance(turn, Message) else Message(role="assistant", content=turn))
+        for turn in turns
     ]
 
 

@@ -83,7 +83,9 @@ class CheckpointFolder:
             _sync(self.folder)
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
-            raise CheckpointError(f"{final}: could not be written ({error}); older checkpoints are untouched") from error
+            raise CheckpointError(
+                f"{final}: could not be written ({error}); older checkpoints are untouched"
+            ) from error
         self._drop_old()
         return final
 

@@ -206,9 +206,7 @@ def _progress(crew: Crew, scheduler: Scheduler) -> Progress:
 
 
 def _save(crew: Crew, scheduler: Scheduler) -> None:
-    crew.checkpoints.save(
-        _progress(crew, scheduler), model=crew.worker.model, optimizer=crew.worker.optimizer
-    )
+    crew.checkpoints.save(_progress(crew, scheduler), model=crew.worker.model, optimizer=crew.worker.optimizer)
 
 
 def _timing(clock: _Clock, groups: Sequence[Group]) -> dict[str, float]:

@@ -191,10 +191,10 @@ def load_policy(
     device: torch.device | str = "cpu",
     attention: Attention = "auto",
 ) -> Policy:
-    """Load model and tokenizer from a folder and check that they fit together.
+    """Load model and tokenizer and check that they fit together.
 
     Args:
-        path: a Hugging Face model folder.
+        path: a Hugging Face model folder or a Hub id.
         dtype: of the weights.
         device: where to put them.
         attention: see `PackedModel`.
@@ -211,16 +211,16 @@ def load_policy(
 
 
 def load_tokenizer(path: str | Path, *, num_embeddings: int) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder.
+    """Load the tokenizer that belongs to a model.
 
     Args:
-        path: a Hugging Face model folder.
+        path: a Hugging Face model folder or a Hub id.
         num_embeddings: rows of the model's embedding.
 
     Raises:
         ModelError: there is no tokenizer or chat template, or some id has no embedding.
     """
-    folder = Path(path)
+    folder = weights.model_folder(path)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise ModelError(
             f"model folder {folder} has no tokenizer (tokenizer.json); copy the tokenizer files of the model into it"

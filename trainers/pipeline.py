@@ -144,9 +144,7 @@ class Pipeline:
                 with self._phase("model"):
                     said = await self._demonstrate(Renderer(byte_tokenizer(), family="qwen3"), _TOKENIZER_EPISODES)
                     tools = make_bare(self.config.env.id, **self.config.env.kwargs).tool_specs
-                    save_tiny(
-                        path, [t.messages for t in said], tools=tools, config=model.tiny, seed=self.config.seed
-                    )
+                    save_tiny(path, [t.messages for t in said], tools=tools, config=model.tiny, seed=self.config.seed)
         return load_policy(path, dtype=getattr(torch, model.dtype), device=device_of(model.device))
 
     async def _warm_start(self, policy: Policy, renderer: Renderer, *, resumed: Checkpoint | None) -> int:
@@ -332,5 +330,3 @@ def device_of(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import agentenv
-from agentenv.config import to_yaml
+from agentenv.config import public_yaml
 from agentenv.evaluate import EvalSummary
 from agentenv.metrics_log import MetricsLine, read_metrics
 from agentenv.report import write_report
@@ -28,6 +28,7 @@ def write_run_report(result: RunResult, config: RunConfig) -> Path:
     """Write `report.html` and `learning_curve.png` into the run's folder; returns the page's path."""
     lines = list(read_metrics(result.folder / "metrics.jsonl"))
     teacher = result.evaluations.get(DEMONSTRATOR)
+    sft_loss = curve_of(lines, f"{SFT}/cross_entropy")
     data = ReportData(
         title=f"{config.name}: {config.env.id}",
         env_id=config.env.id,
@@ -35,13 +36,13 @@ def write_run_report(result: RunResult, config: RunConfig) -> Path:
         finished_at=time.strftime("%Y-%m-%d %H:%M"),
         evals=tuple(result.evaluations[name] for name in (BEFORE, AFTER) if name in result.evaluations),
         phases=tuple(PhaseTime(name=name, seconds=seconds) for name, seconds in result.seconds.items()),
-        sft_loss=curve_of(lines, f"{SFT}/cross_entropy"),
+        sft_loss=sft_loss,
         rl_success=_over_updates(lines, "rollout/success"),
         rl_reward=_over_updates(lines, "rollout/reward"),
-        evaluations=_validations(lines, config) + _before_point(result),
+        evaluations=_validations(lines, config) + _before_points(result, warm_steps=max(sft_loss.steps, default=0)),
         demonstrator_success=None if teacher is None else teacher.success_rate,
         target_success=config.trainer.stop_at_success or 0.90,
-        config_yaml=to_yaml(config),
+        config_yaml=public_yaml(config),
         transcripts=_examples(result),
         facts=_facts(config),
         notes=_notes(config, teacher, result.evaluations.get(AFTER)),
@@ -53,7 +54,8 @@ def _over_updates(lines: list[MetricsLine], name: str) -> Curve:
     """Return a metric over policy updates rather than over all optimizer steps."""
     relevant = [line for line in lines if name in line.metrics and "rl/step" in line.metrics]
     return curve_of(
-        [MetricsLine(step=int(line.metrics["rl/step"]), metrics=line.metrics, time_s=line.time_s) for line in relevant], name
+        [MetricsLine(step=int(line.metrics["rl/step"]), metrics=line.metrics, time_s=line.time_s) for line in relevant],
+        name,
     )
 
 
@@ -66,13 +68,16 @@ def _validations(lines: list[MetricsLine], config: RunConfig) -> tuple[SuccessPo
     )
 
 
-def _before_point(result: RunResult) -> tuple[SuccessPoint, ...]:
+def _before_points(result: RunResult, *, warm_steps: int) -> tuple[SuccessPoint, ...]:
+    """Return the evaluation before: it ends the warm start and begins the policy updates."""
     before = result.evaluations.get(BEFORE)
     if before is None:
         return ()
-    return (
-        SuccessPoint(phase="rl", step=0, success_rate=before.success_rate, num_episodes=before.num_episodes),
-    )
+    rate, count = before.success_rate, before.num_episodes
+    points = (SuccessPoint(phase="rl", step=0, success_rate=rate, num_episodes=count),)
+    if warm_steps:
+        points += (SuccessPoint(phase="sft", step=warm_steps, success_rate=rate, num_episodes=count),)
+    return points
 
 
 def _examples(result: RunResult) -> tuple[TranscriptRow, ...]:

@@ -97,7 +97,9 @@ class Worker:
         mismatch: dict[str, float] = {}
         for epoch in range(plan.num_epochs):
             for mini_batch in _mini_batches(useful, plan=plan, epoch=epoch):
-                scored = [self._scored(part, old=old) for part in self._packs(mini_batch, token_budget=plan.token_budget)]
+                scored = [
+                    self._scored(part, old=old) for part in self._packs(mini_batch, token_budget=plan.token_budget)
+                ]
                 logprobs, norm = self._step(scored, plan=plan, sums=sums)
                 norms.append(norm)
                 if not mismatch:
@@ -214,17 +216,13 @@ class Worker:
         )
         return loss, metrics, out.logprob_T.detach()
 
-    def _mismatch(
-        self, scored: Sequence[_Scored], logprobs: Sequence[Tensor], *, plan: UpdatePlan
-    ) -> dict[str, float]:
+    def _mismatch(self, scored: Sequence[_Scored], logprobs: Sequence[Tensor], *, plan: UpdatePlan) -> dict[str, float]:
         """Compare the trainer's log-probs with the engine's on the first mini-batch, before any update."""
         batches = [part.batch for part in scored]
         offsets = [0]
         for batch in batches:
             offsets.append(offsets[-1] + batch.num_sequences)
-        kept = [
-            torch.ones_like(p.batch.is_sampled_T) if p.is_kept_T is None else p.is_kept_T for p in scored
-        ]
+        kept = [torch.ones_like(p.batch.is_sampled_T) if p.is_kept_T is None else p.is_kept_T for p in scored]
         return mismatch_metrics(
             torch.cat(list(logprobs)),
             torch.cat([b.behaviour_logprob_T for b in batches]),
@@ -255,4 +253,3 @@ def _mini_batches(samples: Sequence[Sample], *, plan: UpdatePlan, epoch: int) ->
     order = torch.randperm(len(samples), generator=generator).tolist()
     size = math.ceil(len(order) / plan.num_mini_batches)
     return [[samples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
-

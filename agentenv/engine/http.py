@@ -24,9 +24,7 @@ class JsonClient:
         headers: sent with every request.
     """
 
-    def __init__(
-        self, base_url: str, *, max_connections: int = 1024, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, base_url: str, *, max_connections: int = 1024, headers: Mapping[str, str] | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         self.max_connections = max_connections
         self.headers = dict(headers or {})

@@ -155,7 +155,11 @@ def check_completion(completion: Completion, *, vocab_size: int | None = None) -
     if count and not _are_logprobs(completion.logprobs):
         index, value = next((i, v) for i, v in enumerate(completion.logprobs) if not _are_logprobs((v,)))
         raise EngineError(f"engine returned log-prob {value!r} at position {index}; a finite number <= 0 is needed")
-    if vocab_size is not None and count and not (0 <= min(completion.token_ids) <= max(completion.token_ids) < vocab_size):
+    if (
+        vocab_size is not None
+        and count
+        and not (0 <= min(completion.token_ids) <= max(completion.token_ids) < vocab_size)
+    ):
         raise EngineError(f"engine returned a token id outside [0, {vocab_size})")
     position = 0
     for span in completion.weight_versions:

@@ -8,7 +8,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from agentenv.engine.protocol import Ack, Completion, EngineHealth, FinishReason, PauseMode, SamplingParams, WeightManifest
+from agentenv.engine.protocol import (
+    Ack,
+    Completion,
+    EngineHealth,
+    FinishReason,
+    PauseMode,
+    SamplingParams,
+    WeightManifest,
+)
 from agentenv.errors import DeadlineExceeded, EngineClosed, EngineError
 from agentenv.trajectory import VersionSpan
 

@@ -19,7 +19,7 @@ from agentenv.engine.slots import SlotTable
 
 IntArray = npt.NDArray[np.int64]
 
-_LEAST_SHARED = 16  # shorter prefixes cost more to copy than to compute
+_LEAST_SHARED = 32  # shorter prefixes cost more to copy than to compute
 _NEVER = -1  # an epoch that no table reaches
 _STEPS_AHEAD = 16  # random numbers are made for this many steps at once
 
@@ -148,7 +148,7 @@ class StepPlanner:
         """
         table = self._slots
         is_held_R = np.zeros(table.num_running, dtype=np.bool_)
-        is_leader_S = np.zeros(table.max_slots, dtype=np.bool_)
+        is_leader_S, is_target_S = np.zeros((2, table.max_slots), dtype=np.bool_)
         sources: list[int] = []
         targets: list[int] = []
         unread = np.flatnonzero(table.is_unread_S[: table.num_running]).tolist()
@@ -156,10 +156,11 @@ class StepPlanner:
             least = int(table.computed_S[slot]) + _LEAST_SHARED
             other_S, common_S = table.common_prefixes(slot, least=least)
             # what a slot is given in this very step is not in its place yet
-            held_S = np.where(np.isin(other_S, targets), 0, np.minimum(common_S, table.computed_S[other_S]))
+            held_S = np.where(is_target_S[other_S], 0, np.minimum(common_S, table.computed_S[other_S]))
             if held_S.max(initial=0) >= least:
                 sources.append(int(other_S[held_S.argmax()]))
                 targets.append(slot)
+                is_target_S[slot] = True
                 self._note_cached(slot, count=int(held_S.max()))
             is_worth_waiting_S = is_leader_S[other_S] & (common_S >= table.computed_S[slot] + _LEAST_SHARED)
             is_held_R[slot] = is_worth_waiting_S.any()

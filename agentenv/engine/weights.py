@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agentenv.errors import EngineError, ModelError, describe
 
+_HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model")
 _CHUNK = 1 << 22  # elements hashed at a time, which bounds the extra memory
 _SHOWN = 5  # names listed in an error
 
@@ -100,22 +103,39 @@ def load_weights(model: nn.Module, tensors: Mapping[str, object]) -> None:
         tensor.copy_(new[name])
 
 
+def model_folder(path: str | Path) -> Path:
+    """Return the local folder of a model, fetched from the Hub where `path` is an id such as `owner/name`.
+
+    Raises:
+        ModelError: there is no such folder, and the Hub gave nothing.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)):
+        raise ModelError(
+            f"model folder {folder} does not exist; give a Hugging Face model folder, or a Hub id owner/name"
+        )
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # every layer below the Hub's client raises errors of its own
+        raise ModelError(f"{path}: no such folder, and not a model that the Hub gave ({describe(error)})") from error
+
+
 def load_causal_lm(
     path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """Load a causal language model from a local folder, in evaluation mode.
+    """Load a causal language model in evaluation mode.
 
     Args:
-        path: a Hugging Face model folder.
+        path: a Hugging Face model folder or a Hub id.
         dtype: of the weights; None keeps what the folder says.
         device: where to put it.
 
     Raises:
         ModelError: the folder or its config is missing, or transformers cannot load it as a causal LM.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ModelError(f"model folder {folder} does not exist; give the path of a Hugging Face model folder")
+    folder = model_folder(path)
     if not (folder / "config.json").is_file():
         raise ModelError(f"model folder {folder} has no config.json; it must hold a Hugging Face causal language model")
     try:

@@ -8,9 +8,21 @@ from collections.abc import Awaitable, Callable
 def figure(name: str, value: float, *, unit: str, at_most: float | None = None, at_least: float | None = None) -> dict:
     """Return one line of the benchmark."""
     if at_most is not None:
-        return {"name": name, "value": round(value, 4), "unit": unit, "target": f"<= {at_most:g}", "ok": value <= at_most}
+        return {
+            "name": name,
+            "value": round(value, 4),
+            "unit": unit,
+            "target": f"<= {at_most:g}",
+            "ok": value <= at_most,
+        }
     if at_least is not None:
-        return {"name": name, "value": round(value, 4), "unit": unit, "target": f">= {at_least:g}", "ok": value >= at_least}
+        return {
+            "name": name,
+            "value": round(value, 4),
+            "unit": unit,
+            "target": f">= {at_least:g}",
+            "ok": value >= at_least,
+        }
     return {"name": name, "value": round(value, 4), "unit": unit, "target": "", "ok": True}
 
 
