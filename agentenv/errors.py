@@ -97,8 +97,8 @@ class boundary:  # noqa: N801 - reads as a verb where it is used
     """Wrap a call into foreign code; whatever it raises becomes an `EpisodeError` of that side.
 
     `ToolError` of a tool passes through (it speaks to the model), as do errors that already name a side and everything
-    that is not an `Exception` (cancellation, keyboard interrupt). A class, because a generator costs four times as much on a
-    path that is taken several times a turn.
+    that is not an `Exception` (cancellation, keyboard interrupt). A class, because a generator costs four times as much
+    on a path that is taken several times a turn.
     """
 
     __slots__ = ("side", "where")

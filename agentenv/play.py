@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentenv.agent.chat import ChatAgent
 from agentenv.agent.human import HumanAgent
 from agentenv.agent.policy import PolicyAgent
 from agentenv.agent.protocol import Agent

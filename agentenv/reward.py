@@ -68,7 +68,7 @@ class Reward:
         Raises:
             EpisodeError: says what came and what is allowed.
         """
-        if isinstance(raw, str) or not hasattr(raw, "__float__"):
+        if not hasattr(raw, "__float__"):
             raise EpisodeError("reward", self.name, f"returned {raw!r}; a finite number is needed")
         number = float(raw)  # type: ignore[arg-type]
         if not math.isfinite(number) or not self.low <= number <= self.high:

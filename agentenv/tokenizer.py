@@ -81,7 +81,7 @@ class LeanTokenizer:
             ModelError: there is no template.
         """
         if self._load_full is None or not self.chat_template:
-            raise ModelError(f"{self.name_or_path}: no chat template; add chat_template.jinja or name a renderer family")
+            raise ModelError(f"{self.name_or_path}: no chat template; add chat_template.jinja, or name a family")
         return self._full.apply_chat_template(messages, **kwargs)
 
     @functools.cached_property

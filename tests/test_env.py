@@ -1,7 +1,6 @@
 """The environment core: episodes, actions, endings, failures with a side, and teardown."""
 
 import asyncio
-import json
 import threading
 import time
 from typing import Any
@@ -9,12 +8,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from agentenv import AgentEnv, Message, StopReason, Task, ToolCall, ToolEnv, reward, tool, tool_turn
 from agentenv.env import group_rewards, random_arguments
-from agentenv.errors import DeadlineExceeded, EpisodeError, ToolError, UsageError
+from agentenv.errors import DeadlineExceeded, ToolError, UsageError
 from agentenv.tool import as_tool
 
 
@@ -76,66 +73,12 @@ class Desk(ToolEnv):
         return len(self.calls)
 
 
-class Broken(ToolEnv):
-    """Fails where `where` says."""
-
-    inline = True
-
-    def __init__(self, where="", **options):
-        self.where, self.num_teardowns = where, 0
-        super().__init__(**options)
-
-    def fail(self, where):
-        if self.where == where:
-            raise OSError(f"{where} is broken")
-
-    def sample_task(self, rng):
-        self.fail("sample_task")
-        return Task(task_id="")
-
-    def setup(self, rng, task):
-        self.fail("setup")
-        return "" if self.where == "no prompt" else "go"
-
-    def teardown(self):
-        self.num_teardowns += 1
-        self.fail("teardown")
-
-    def answer(self, text):
-        self.fail("answer")
-        self.finish()
-        return ""
-
-    @tool
-    def work(self) -> str:
-        """Work."""
-        self.fail("tool")
-        return "done"
-
-    @reward(when="turn")
-    def pace(self):
-        self.fail("turn reward")
-        return 0
-
-    @reward
-    def result(self):
-        self.fail("reward")
-        return float("nan") if self.where == "nan" else 1
-
-
 def calls(*names_and_arguments):
     made = [
         ToolCall(call_id=f"c{i}", name=name, arguments=arguments)
         for i, (name, arguments) in enumerate(names_and_arguments)
     ]
     return Message(role="assistant", content="", tool_calls=tuple(made)).to_dict()
-
-
-def play_and_close(env):
-    env.reset(seed=0)
-    env.step(calls(("work", {})))
-    env.step("done")
-    env.close()
 
 
 # episodes
@@ -428,174 +371,6 @@ def test_group_components_are_kept_apart_from_those_of_an_episode():
     assert [c.name for c in group_rewards(Best)] == ["best"]
     env = Best()
     assert list(env.reset(seed=0)[1]["reward_components"]) == ["num_notes"]
-
-
-# failures
-
-
-@pytest.mark.parametrize(
-    ("where", "side", "name"),
-    [
-        ("sample_task", "env", "Broken.setup"),
-        ("setup", "env", "Broken.setup"),
-        ("answer", "env", "Broken.answer"),
-        ("tool", "tool", "work"),
-        ("turn reward", "reward", "pace"),
-        ("reward", "reward", "result"),
-        ("nan", "reward", "result"),
-        ("teardown", "env", "Broken.teardown"),
-    ],
-)
-def test_a_failure_names_its_side_and_place(where, side, name):
-    env = Broken(where)
-    with pytest.raises(EpisodeError) as raised:
-        play_and_close(env)
-    assert (raised.value.side, raised.value.where) == (side, name)
-
-
-def test_a_setup_without_a_prompt_is_told():
-    class Silent(AgentEnv):
-        def setup(self, rng, task):
-            return []
-
-    with pytest.raises(EpisodeError, match="setup returned no message; return the prompt"):
-        Silent().reset(seed=0)
-
-
-@pytest.mark.parametrize("where", ["setup", "answer", "tool", "turn reward", "reward"])
-def test_a_failed_episode_cannot_go_on_but_the_next_one_can(where):
-    env = Broken(where)
-    with pytest.raises(EpisodeError):
-        play_and_close(env)
-    with pytest.raises(UsageError, match="the episode failed and cannot go on; call reset first"):
-        env.step("again")
-    with pytest.raises(UsageError, match="failed and cannot go on"):
-        env.truncate()
-
-    env.where = ""
-    env.reset(seed=0)
-    assert env.num_teardowns == 1
-    assert env.step("done")[1] == 1.0
-    env.close()
-    assert env.num_teardowns == 2
-
-
-def test_teardown_runs_once_per_started_episode_and_close_may_be_repeated():
-    env = Broken()
-    env.close()
-    assert env.num_teardowns == 0
-
-    env = Broken()
-    env.reset(seed=0)
-    env.reset(seed=0)
-    env.step("done")
-    env.close()
-    env.close()
-    assert env.num_teardowns == 2
-
-
-def test_a_failing_teardown_still_closes():
-    env = Broken("teardown")
-    env.reset(seed=0)
-    with pytest.raises(EpisodeError):
-        env.close()
-    env.close()
-    assert env.num_teardowns == 1
-
-
-def test_use_outside_an_episode_is_told_with_the_remedy():
-    env = Echo()
-    with pytest.raises(UsageError, match="step on Echo: the episode has not begun; call reset first"):
-        env.step("x")
-    env.reset(seed=0)
-    env.step("bye")
-    with pytest.raises(UsageError, match="the episode is over; call reset first"):
-        env.step("x")
-    env.close()
-    with pytest.raises(UsageError, match="the episode was closed; make a new environment"):
-        env.step("x")
-    with pytest.raises(UsageError, match="was closed; make a new one"):
-        env.reset(seed=0)
-
-
-def test_an_inline_environment_that_waits_is_told_what_to_change():
-    class Liar(AgentEnv):
-        inline = True
-
-        def setup(self, rng, task):
-            return asyncio.sleep(0, "go")
-
-    with pytest.raises(EpisodeError, match="set inline = False"):
-        Liar().reset(seed=0)
-
-
-def test_an_environment_without_an_oracle_says_so():
-    with pytest.raises(UsageError, match="Echo has no oracle"):
-        Echo().oracle()
-
-
-# garbage
-
-
-def test_unreadable_actions_become_text():
-    env = Echo(max_turns=20)
-    env.reset(seed=0)
-    deep = []
-    for _ in range(100_000):
-        deep = [deep]
-    actions: Any = (None, 7, b"x", [1], {1: 2}, {"tool_calls": 3}, {"content": 5}, {"tool_calls": [deep]}, deep)
-    for action in actions:
-        assert env.step(action)[2:4] == (False, False)
-
-
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-_NAMES = st.sampled_from(["note", "close_desk", "refuse", "no_such_tool", ""]) | st.text(max_size=5)
-_CALLS = st.builds(
-    lambda name, arguments, close: "<tool_call>" + json.dumps({"name": name, "arguments": arguments}) + close,
-    _NAMES,
-    _JSON,
-    st.sampled_from(["</tool_call>", "</tool_call> ", ""]),
-)
-_TEXTS = st.text() | st.lists(_CALLS | st.text(max_size=5), max_size=5).map("".join)
-_MESSAGES = st.fixed_dictionaries(
-    {},
-    optional={
-        "role": st.sampled_from(["assistant", "user", "boss"]),
-        "content": _JSON,
-        "tool_calls": st.lists(
-            st.fixed_dictionaries(
-                {},
-                optional={
-                    "id": _JSON,
-                    "status": _JSON,
-                    "function": st.fixed_dictionaries({"name": _NAMES, "arguments": _JSON}) | _JSON,
-                },
-            )
-            | _JSON,
-            max_size=4,
-        ),
-    },
-)
-
-
-@settings(deadline=None)
-@given(st.lists(_TEXTS | _MESSAGES | _JSON, max_size=6))
-def test_no_action_ever_raises_and_every_reward_is_a_float(actions):
-    env = Desk(render_mode="ansi")
-    env.reset(seed=0)
-    for action in actions:
-        observation, value, terminated, truncated, info = env.step(action)
-        observation.encode()
-        assert type(value) is float
-        assert list(info) == ["messages", "reward_components", "stop_reason"]
-        if terminated or truncated:
-            break
-    env.render()
-    env.close()
 
 
 # Gymnasium around it

@@ -125,6 +125,9 @@ def test_a_truncated_member_is_not_terminated():
     assert (terminated.tolist(), truncated.tolist()) == ([False], [True])
     assert infos["stop_reason"].tolist() == ["max_turns"]
 
+    *_, infos = vector.step(text(miss))
+    assert infos["stop_reason"].tolist() == [""]
+
 
 def test_asynchronous_tools_of_different_members_overlap():
     vector = AgentVectorEnv("test/Slow-v0", num_envs=2)

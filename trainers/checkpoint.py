@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from agentenv.errors import CheckpointError
@@ -81,11 +82,10 @@ class CheckpointFolder:
             _write(beside, progress=progress, model=model, optimizer=optimizer)
             os.rename(beside, final)
             _sync(self.folder)
-        except OSError as error:
+        except (OSError, CheckpointException) as error:
             shutil.rmtree(beside, ignore_errors=True)
-            raise CheckpointError(
-                f"{final}: could not be written ({error}); older checkpoints are untouched"
-            ) from error
+            told = f"{final}: could not be written ({_reason(error)}); older checkpoints are untouched"
+            raise CheckpointError(told) from error
         self._drop_old()
         return final
 
@@ -110,7 +110,7 @@ class CheckpointFolder:
             with _quiet():
                 dcp.load(cast("dict[str, Any]", state), checkpoint_id=str(checkpoint.path), no_dist=True)
                 set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, dcp.api.CheckpointException) as error:
+        except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
             raise CheckpointError(f"{checkpoint.path}: does not fit this model ({error})") from error
 
     def _all(self) -> Iterator[Path]:
@@ -124,6 +124,13 @@ class CheckpointFolder:
             shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob(".*.partial"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the failure itself, without the stack traces that a checkpoint exception carries along."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(str(failure[0]) for failure in error.failures.values())
+    return str(error)
 
 
 def _write(folder: Path, *, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -184,7 +184,8 @@ def mismatch_metrics(
     def active(column_T: Tensor) -> Tensor:
         return column_T.detach().index_select(0, index_N)
 
-    logprob_N, behaviour_N = _wide(active(logprob_T)), _wide(active(behaviour_logprob_T))
+    logprob_N = _wide(active(logprob_T))
+    behaviour_N = active(behaviour_logprob_T).to(logprob_N.dtype)
     log_rho_N = (logprob_N - behaviour_N).clamp_(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     advantage_N, is_dropped_N = active(advantage_T), ~active(is_kept_T)
     return {

@@ -19,7 +19,7 @@ from agentenv.trainers.packing import segment_lengths
 
 AdvantageName = Literal["grpo", "rloo", "turn_rtg_loo", "gae"]
 STD_EPSILON = 1e-6
-BLOCK_TOKENS = 1 << 16
+BLOCK_TOKENS = 1 << 17
 
 
 def grpo(reward_B: Tensor, group_B: Tensor, *, is_scored_B: Tensor, divide_by_std: bool = True) -> Tensor:
@@ -295,11 +295,11 @@ def _earned_rewards(
         index_N: where that is True.
         earner_sequence: int64[N + 1]; of those who may earn.
     """
-    if not bool((reward * (~is_sampled).view(torch.int8)).any()):
+    if bool((reward * (~is_sampled).view(torch.int8)).abs().sum() == 0):
         return torch.nn.functional.pad(reward.index_select(0, index_N), (1, 0))
     rank = is_sampled.cumsum(0)  # which entry a token counts towards
     is_earned = (earner_sequence.index_select(0, rank) == sequence).view(torch.int8)
-    return reward.new_zeros(len(earner_sequence)).index_add_(0, rank, reward * is_earned)
+    return reward.new_zeros(len(earner_sequence)).scatter_add_(0, rank, reward * is_earned)
 
 
 def _backward_scan(delta_N: Tensor, continues: Tensor, *, factor: float) -> Tensor:
@@ -313,18 +313,19 @@ def _backward_scan(delta_N: Tensor, continues: Tensor, *, factor: float) -> Tens
         continues: float[N - 1]; 1 where t + 1 belongs to the sequence of t, else 0.
         factor: gamma lambda.
     """
-    total_N, carry_N = delta_N.clone(), torch.nn.functional.pad(continues * factor, (0, 1))
-    next_total_N, next_carry_N = torch.empty_like(total_N), torch.empty_like(carry_N)
-    negligible = torch.finfo(delta_N.dtype).eps / 1000
-    step = 1
-    while step < len(total_N) and factor**step > negligible and bool(carry_N.sum() > 0):
-        torch.addcmul(total_N[:-step], carry_N[:-step], total_N[step:], out=next_total_N[:-step])
-        torch.mul(carry_N[:-step], carry_N[step:], out=next_carry_N[:-step])
-        next_total_N[-step:], next_carry_N[-step:] = total_N[-step:], carry_N[-step:]
-        total_N, next_total_N = next_total_N, total_N
-        carry_N, next_carry_N = next_carry_N, carry_N
-        step *= 2
-    return total_N
+    size, negligible = len(delta_N), torch.finfo(delta_N.dtype).eps / 1000
+    steps = [1 << k for k in range((size - 1).bit_length()) if factor ** (1 << k) > negligible]
+    room = size + max(steps, default=0)  # zeros behind the end, so that every pass runs over the whole length
+    total, next_total, carry, next_carry = delta_N.new_zeros(4, room).unbind()
+    total[:size] = delta_N
+    torch.mul(continues, factor, out=carry[: size - 1])
+    for step in steps:
+        if not bool(carry.sum() > 0):
+            break
+        torch.addcmul(total[:size], carry[:size], total[step : step + size], out=next_total[:size])
+        torch.mul(carry[:size], carry[step : step + size], out=next_carry[:size])
+        total, next_total, carry, next_carry = next_total, total, next_carry, carry
+    return total[:size]
 
 
 def _blocks_from_the_back(size: int) -> list[slice]:

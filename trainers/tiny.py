@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import tokenizers
 import torch
@@ -118,8 +119,28 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
+# The same markup without instructions or line breaks: a small model learns the format from examples, and every token of
+# a prompt is paid for in every training step.
+COMPACT_TEMPLATE = (
+    "{%- if tools -%}<|im_start|>system"
+    "{%- for tool in tools -%}{{ ' ' + tool.function.name + '(' + "
+    "tool.function.parameters.properties | join(', ') + ')' }}{%- endfor -%}<|im_end|>{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'tool' -%}<tool_response>{{ message.content }}</tool_response>"
+    "{%- else -%}<|im_start|>{{ message.role + ' ' + message.content }}"
+    "{%- for call in message.tool_calls or [] -%}<tool_call>"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}</tool_call>{%- endfor -%}"
+    "<|im_end|>{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>{{ 'assistant ' }}{%- endif -%}"
+)
+
+
 class TinyConfig(Config):
     """A small Qwen3 made on the spot."""
+
+    template: Literal["compact", "qwen3"] = "compact"
+    """Chat format: Qwen3's own, or the same markup without instructions and line breaks."""
 
     vocab_size: int = Field(default=768, ge=_NUM_FIXED)
     """Tokens at most: 256 bytes, the numbers up to 99, the control tokens, and merges for the rest."""
@@ -135,16 +156,19 @@ class TinyConfig(Config):
     """Standard deviation of the initial weights; at 0.02, usual for large models, training sits on a plateau."""
 
 
-def make_tiny_tokenizer(texts: Iterable[str], *, vocab_size: int = 768) -> PreTrainedTokenizerFast:
+def make_tiny_tokenizer(
+    texts: Iterable[str], *, vocab_size: int = 768, chat_template: str | None = None
+) -> PreTrainedTokenizerFast:
     """Train byte-pair encoding on texts, without a split into words, so that whole phrases merge.
 
     Args:
         texts: what the model will read and write; control and markup tokens in them are cut out first, so no merge
             reaches across one.
         vocab_size: tokens at most, fixed ones included; at least 355. Merges seen only once are not made.
+        chat_template: Jinja text; None is Qwen3's chat format.
 
     Returns:
-        A tokenizer with Qwen3's control tokens and chat format. Every text encodes without loss.
+        A tokenizer with Qwen3's control tokens. Every text encodes without loss.
 
     Raises:
         UsageError: `vocab_size` leaves no room for the fixed tokens.
@@ -168,7 +192,7 @@ def make_tiny_tokenizer(texts: Iterable[str], *, vocab_size: int = 768) -> PreTr
     # digits are left out: the numbers get their tokens below, whatever the texts contain
     pieces = (re.sub("[0-9]+", "\n", piece) for text in texts for piece in between.split(text))
     backend.train_from_iterator(pieces, trainer)
-    return _wrap(_with_numbers(backend))
+    return _wrap(_with_numbers(backend), chat_template=qwen3_template() if chat_template is None else chat_template)
 
 
 def make_tiny_model(
@@ -241,8 +265,11 @@ def save_tiny(
         seed: of the weights.
     """
     config = TinyConfig() if config is None else config
-    texts = [_render([message.to_dict() for message in said], tools=tools) for said in conversations]
-    tokenizer = make_tiny_tokenizer(texts, vocab_size=config.vocab_size)
+    template = COMPACT_TEMPLATE if config.template == "compact" else qwen3_template()
+    texts = [
+        _render([message.to_dict() for message in said], tools=tools, chat_template=template) for said in conversations
+    ]
+    tokenizer = make_tiny_tokenizer(texts, vocab_size=config.vocab_size, chat_template=template)
     model = make_tiny_model(
         len(tokenizer),
         seed=seed,
@@ -270,7 +297,7 @@ def _with_numbers(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
-def _wrap(backend: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
+def _wrap(backend: tokenizers.Tokenizer, *, chat_template: str) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKUP_TOKENS])
@@ -278,20 +305,20 @@ def _wrap(backend: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=_template(),
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
 
 
-def _template() -> str:
-    """The chat template with the two fixed texts of the tool section set at its top."""
+def qwen3_template() -> str:
+    """Return Qwen3's chat template, with the two fixed texts of the tool section set at its top."""
     return (
         f"{{%- set tools_header = {_TOOLS_HEADER!r} -%}}{{%- set tools_footer = {_TOOLS_FOOTER!r} -%}}" + CHAT_TEMPLATE
     )
 
 
-def _render(messages: list[dict[str, object]], *, tools: Sequence[Mapping[str, object]]) -> str:
+def _render(messages: list[dict[str, object]], *, tools: Sequence[Mapping[str, object]], chat_template: str) -> str:
     rendered, _ = render_jinja_template(
-        conversations=[messages], tools=[dict(tool) for tool in tools] or None, chat_template=_template()
+        conversations=[messages], tools=[dict(tool) for tool in tools] or None, chat_template=chat_template
     )
     return rendered[0]

@@ -262,9 +262,9 @@ def test_gae_equals_the_plain_loop_and_ignores_where_observations_stand(
 
 
 def test_gae_crosses_the_blocks_that_it_works_in():
-    size = 2 * BLOCK_TOKENS + 17
+    size = BLOCK_TOKENS + 17
     generator = torch.Generator().manual_seed(1)
-    sequence_T = (torch.arange(size) > 5).long()  # the second sequence spans all blocks
+    sequence_T = (torch.arange(size) > 5).long()  # the second sequence reaches into both blocks
     is_sampled_T = torch.rand(size, generator=generator) < 0.5
     reward_T = torch.randn(size, generator=generator, dtype=torch.float64) * is_sampled_T
     value_T = torch.randn(size, generator=generator, dtype=torch.float64)
@@ -274,6 +274,24 @@ def test_gae_crosses_the_blocks_that_it_works_in():
     reward, value, sequence = (x[is_sampled_T].tolist() for x in (reward_T, value_T, sequence_T))
     expected = plain_gae(reward, value, sequence=sequence, gamma=1.0, lam=1.0)
     assert advantage_T[is_sampled_T].tolist() == pytest.approx(expected, rel=1e-7, abs=1e-7)
+
+
+def test_a_reward_finds_its_earner_across_whole_blocks_of_observations():
+    size = 3 * BLOCK_TOKENS
+    is_sampled_T = torch.zeros(size, dtype=torch.bool)
+    is_sampled_T[3] = True
+    reward_T, value_T = torch.zeros(size), torch.zeros(size)
+    reward_T[BLOCK_TOKENS + 1], reward_T[-1] = 2.0, 5.0
+
+    def earned(sequence_T: Tensor) -> float:
+        advantage_T, _ = gae(reward_T, value_T, sequence_T=sequence_T, is_sampled_T=is_sampled_T)
+        assert advantage_T.count_nonzero() <= 1
+        return advantage_T[3].item()
+
+    token_T = torch.arange(size)
+    assert earned(torch.zeros(size, dtype=torch.int64)) == 7.0
+    assert earned((token_T > 2 * BLOCK_TOKENS).long()) == 2.0  # the 5 stands in a sequence without an action
+    assert earned((token_T > 10).long()) == 0.0
 
 
 def test_whitening_changes_the_advantages_of_sampled_tokens_and_never_the_returns():
