@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentenv.agent.human import HumanAgent
+from agentenv.agent.human import HumanAgent, Left
 from agentenv.agent.policy import PolicyAgent
 from agentenv.agent.protocol import Agent
 from agentenv.byte_tokenizer import byte_tokenizer
@@ -92,7 +92,7 @@ def play_in_terminal(
 
     try:
         trajectory = asyncio.run(once())
-    except (KeyboardInterrupt, EOFError):
+    except (KeyboardInterrupt, Left):
         console.print("\nleft the game")
         return
     if policy == "human":

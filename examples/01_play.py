@@ -1,6 +1,6 @@
 """Play one episode through Gymnasium: text in, an assistant turn out, with a policy of a few lines.
 
-    python examples/01_play.py
+python examples/01_play.py
 """
 
 from __future__ import annotations

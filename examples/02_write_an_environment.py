@@ -1,6 +1,6 @@
 """Write an environment: hidden state, tools, rewards, an oracle; play it, and check that it keeps its promises.
 
-    python examples/02_write_an_environment.py
+python examples/02_write_an_environment.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DRAWERS = ("top", "middle", "bottom")
 class FindKey(ToolEnv):
     """Find the key in one of three drawers, then say where it is.
 
-    Reward: 1.0 if the answer names the right drawer, minus 0.1 for every drawer that was opened.
+    Reward: 1.0 if the answer names the right drawer, minus 0.1 for every turn that opened a drawer.
     """
 
     inline: ClassVar[bool] = True  # every hook returns within a millisecond
@@ -41,7 +41,7 @@ class FindKey(ToolEnv):
         if name not in DRAWERS:
             raise ToolError(f"there is no drawer {name!r}; there are {', '.join(DRAWERS)}")
         self.has_opened = True
-        return "the key is here" if name == self.drawer else "empty"
+        return f"the {name} drawer holds {'the key' if name == self.drawer else 'nothing'}"
 
     def answer(self, text: str) -> str:
         """Take the final answer: a turn without a call."""
@@ -75,6 +75,5 @@ if __name__ == "__main__":
         turn = env.oracle()
         _, gained, terminated, truncated, _ = env.step(turn if isinstance(turn, str) else turn.to_dict())
         is_over, total = terminated or truncated, total + gained
-    print(env.render())
-    print(f"return {total:g}\n")
+    print(f"{env.render()}\nreturn {total:g}\n")
     print(check_env(FindKey))

@@ -88,6 +88,13 @@ class Pipeline:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.folder = RunFolder(config.output_dir, name=config.name, resume=resume)
+        try:
+            self._open(config)
+        except BaseException:
+            self.folder.close()  # nobody else would give the lock back
+            raise
+
+    def _open(self, config: RunConfig) -> None:
         self._is_extended = False
         if self.folder.is_resumed and self.folder.config_path.is_file():
             self._is_extended = _is_extended(self.folder.config_path, config)

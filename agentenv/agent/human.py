@@ -16,6 +16,10 @@ from agentenv.messages import Message, ToolCall
 from agentenv.trajectory import VersionSpan
 
 
+class Left(BaseException):
+    """The person left; like a keyboard interrupt it is nobody's failure and ends the game."""
+
+
 class HumanAgent(ChatAgent):
     """Shows what the environment says and reads the next turn.
 
@@ -23,7 +27,7 @@ class HumanAgent(ChatAgent):
     else is said as text.
 
     Args:
-        ask: reads one line; gets the prompt to show. Raises `EOFError` when the person leaves.
+        ask: reads one line; gets the prompt to show. Raises `EOFError` when the person leaves, which raises `Left`.
         show: shows a text.
     """
 
@@ -34,7 +38,10 @@ class HumanAgent(ChatAgent):
     async def speak(self, episode: Episode) -> Completion:
         """Show what is new and read a turn."""
         self._show_new(episode)
-        line = await asyncio.to_thread(self.ask, "you> ")
+        try:
+            line = await asyncio.to_thread(self.ask, "you> ")
+        except EOFError:
+            raise Left from None
         message = read_line(line, tools=episode.tools)
         ids = episode.renderer.turn_ids(message, tools=episode.tools)
         completion = Completion(

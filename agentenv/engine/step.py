@@ -20,7 +20,6 @@ from agentenv.engine.slots import SlotTable
 IntArray = npt.NDArray[np.int64]
 
 _LEAST_SHARED = 32  # shorter prefixes cost more to copy than to compute
-_NEVER = -1  # an epoch that no table reaches
 _STEPS_AHEAD = 16  # random numbers are made for this many steps at once
 
 
@@ -94,7 +93,7 @@ class StepPlanner:
 
     def _following(self) -> Step | None:
         """The step after one in which every slot decoded and none entered or left: most steps, and cheap."""
-        last = self._last
+        last = self._last  # a slot that waits for a prefix has one that prefills beside it, so it is never forgotten
         if last is None or last.epoch != self._slots.epoch or last.age + 1 == len(last.uniform_UN):
             return None
         plan = last.plan.following()
@@ -137,7 +136,7 @@ class StepPlanner:
             advances=np.concatenate((np.ones_like(slot_D), new_S)),
             rows=self._sampling_rows(sampled_N),
             uniform_UN=self._uniforms(sampled_N),
-            epoch=table.epoch if len(slot_D) == table.num_running else _NEVER,
+            epoch=table.epoch,
         )
 
     def _share_prefixes(self) -> npt.NDArray[np.bool_]:

@@ -58,8 +58,13 @@ def mistral(*, seed: int = 0) -> PreTrainedModel:
 
 
 def gemma2(*, seed: int = 0) -> PreTrainedModel:
-    """Return a Gemma 2: windows in every other layer, soft caps on scores and logits."""
-    return _rough(lambda: Gemma2ForCausalLM(Gemma2Config(**_SIZES, head_dim=16, sliding_window=7)), seed=seed)
+    """Return a Gemma 2: windows in every other layer, soft caps low enough to matter on scores and logits."""
+    config = Gemma2Config(
+        **_SIZES, head_dim=16, sliding_window=7, attn_logit_softcapping=0.5, final_logit_softcapping=2.0
+    )
+    model = _rough(lambda: Gemma2ForCausalLM(config), seed=seed)
+    model.set_attn_implementation("eager")  # the default leaves the soft cap out
+    return model
 
 
 def gpt2(*, seed: int = 0) -> PreTrainedModel:
@@ -82,7 +87,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
 
 @torch.no_grad()
 def reference_logprobs(model: PreTrainedModel, token_ids: Sequence[int], *, temperature: float = 1.0) -> Tensor:
-    """Return log p(token t | tokens before it) of tokens 1, 2, ... by the model's own forward, one sequence at a time."""
+    """Return log p(token t | tokens before it) of tokens 1, 2, ... of one sequence, by the model's own forward."""
     token_T = torch.tensor(list(token_ids))
     logit_TV = model(input_ids=token_T[None], use_cache=False).logits[0].double() / temperature
     return logit_TV[:-1].log_softmax(-1).gather(1, token_T[1:, None])[:, 0]

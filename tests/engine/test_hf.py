@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -95,7 +96,9 @@ async def test_logprobs_of_a_crowd_are_those_of_the_models_own_forward(name: str
         assert_logprobs_of(model, prompt, completion, temperature=temperature)
 
 
-@pytest.mark.parametrize(("name", "decoder"), [("qwen3", LeanDecoder), ("mistral", LeanDecoder), ("gpt2", GenericDecoder)])
+@pytest.mark.parametrize(
+    ("name", "decoder"), [("qwen3", LeanDecoder), ("mistral", LeanDecoder), ("gpt2", GenericDecoder)]
+)
 def test_plain_llama_blocks_run_lean_and_other_architectures_as_they_are(name: str, decoder: type):
     assert type(engine_of(ARCHITECTURES[name]())._decoder) is decoder
 
@@ -119,7 +122,7 @@ async def test_engine_and_trainer_agree_on_every_logprob():
     full = [[*p, *c.token_ids] for p, c in zip(prompts, completions, strict=True)]
     boundary_C = torch.tensor([0, *(len(ids) for ids in full)]).cumsum(0)
     scores = trainer.forward_logprobs(
-        torch.tensor(sum(full, [])),
+        torch.tensor([token_id for ids in full for token_id in ids]),
         cu_seqlens_C=boundary_C,
         position_T=torch.cat([torch.arange(len(ids)) for ids in full]),
     )
@@ -167,7 +170,7 @@ async def test_two_runs_with_the_same_seeds_and_order_are_bit_identical():
                 history = [*history, *completion.token_ids, index]
             return turns
 
-        return sum(await asyncio.gather(*(episode(index) for index in range(7))), [])
+        return list(itertools.chain(*await asyncio.gather(*(episode(index) for index in range(7)))))
 
     assert await run() == await run()
 
@@ -250,6 +253,20 @@ async def test_more_requests_than_slots_are_served_in_order():
     assert finished == [0, 1, 2, 3, 4, 5]
 
 
+async def test_the_oldest_prompt_is_read_first():
+    engine = engine_of(qwen3(), max_slots=2, max_step_tokens=4)
+    finished: list[str] = []
+
+    async def one(name: str, length: int) -> None:
+        await ask(engine, prompt_of(length, seed=ord(name)), session=name, max_tokens=2)
+        finished.append(name)
+
+    # "c" gets the slot of "a", which lies before that of "b", while "b" is still being read 3 tokens at a time
+    await asyncio.gather(one("a", 2), one("b", 60), one("c", 60))
+
+    assert finished == ["a", "b", "c"]
+
+
 async def test_a_request_past_its_deadline_fails_and_frees_its_slot():
     engine = engine_of(qwen3(), max_slots=1)
     await engine.pause("keep")
@@ -301,6 +318,19 @@ async def test_the_next_turn_reads_only_what_is_new():
     assert_logprobs_of(model, prompt, second)
 
 
+async def test_new_prompts_and_next_turns_of_like_length_are_read_together():
+    model = qwen3()
+    engine = engine_of(model)
+    first = await ask(engine, prompt_of(20), max_tokens=10)
+    next_turn = [*prompt_of(20), *first.token_ids, *prompt_of(19, seed=9)]
+    fresh = prompt_of(21, seed=8)  # one token more than the 20 that the next turn has to read
+
+    completions = await asyncio.gather(ask(engine, next_turn), ask(engine, fresh, session="fresh"))
+
+    assert_logprobs_of(model, next_turn, completions[0])
+    assert_logprobs_of(model, fresh, completions[1])
+
+
 async def test_a_rewritten_history_keeps_what_still_holds():
     model = qwen3()
     engine = engine_of(model)
@@ -320,7 +350,11 @@ async def test_the_session_idle_for_longest_makes_room():
 
     again = {s: await ask(engine, prompt_of(20, seed=ord(s)), session=s, max_tokens=1) for s in ("c", "b", "a")}
 
-    assert {session: completion.num_cached_tokens for session, completion in again.items()} == {"c": 19, "b": 19, "a": 0}
+    assert {session: completion.num_cached_tokens for session, completion in again.items()} == {
+        "c": 19,
+        "b": 19,
+        "a": 0,
+    }
 
 
 async def test_an_ended_session_gives_its_slot_up_first():
@@ -380,13 +414,14 @@ async def test_kept_requests_go_on_under_the_new_weights_with_a_recomputed_cache
         await asyncio.sleep(0)
 
     await engine.pause("keep")
-    await engine.update_weights(WeightManifest(version=1, tensors=named_weights(newer)))
+    await engine.update_weights(WeightManifest(version=1, tensors=named_weights(perturbed(model, seed=2))))
+    await engine.update_weights(WeightManifest(version=2, tensors=named_weights(newer)))  # no token is of version 1
     await engine.resume()
     completions = await asyncio.gather(*tasks)
 
     for prompt, completion in zip(prompts, completions, strict=True):
         old, new = completion.weight_versions
-        assert (old.version, old.start, new.version, new.end) == (0, 0, 1, 40)
+        assert (old.version, old.start, new.version, new.end) == (0, 0, 2, 40)
         assert 0 < old.end == new.start < 40
         ids = [*prompt, *completion.token_ids]
         expected = [
@@ -521,7 +556,7 @@ async def test_a_failing_forward_fails_every_request_and_shows_in_health_until_w
     assert all(isinstance(outcome, EngineError) for outcome in outcomes)
     assert all("out of memory" in str(outcome) for outcome in outcomes)
     assert (health.is_ready, health.num_running, health.num_waiting) == (False, 0, 0)
-    with pytest.raises(EngineError, match="failed earlier .*out of memory"):
+    with pytest.raises(EngineError, match=r"failed earlier .*out of memory"):
         await ask(engine, [1, 2])
     model.fails = False
     await engine.update_weights(WeightManifest(version=1, tensors=named_weights(gpt2())))
@@ -534,14 +569,17 @@ async def test_logits_that_are_not_finite_fail_the_request_and_leave_no_trace_in
     overflowing = copy.deepcopy(model)
     with torch.no_grad():
         named_weights(overflowing)["model.layers.0.mlp.down_proj.weight"].fill_(3e38)
-    engine = engine_of(model, max_slots=1)
+    engine = engine_of(model)
     await engine.update_weights(WeightManifest(version=1, tensors=named_weights(overflowing)))
 
     with pytest.raises(EngineError, match="logits at position 20 are not finite"):
         await ask(engine, prompt_of(20))
     await engine.update_weights(WeightManifest(version=2, tensors=named_weights(model)))
+    # the first takes the same slot; beside the longer one, its unused places are masked, not skipped
+    completions = await asyncio.gather(ask(engine, prompt_of(5)), ask(engine, prompt_of(25), session="longer"))
 
-    assert_logprobs_of(model, prompt_of(5), await ask(engine, prompt_of(5)))
+    assert_logprobs_of(model, prompt_of(5), completions[0])
+    assert_logprobs_of(model, prompt_of(25), completions[1])
 
 
 async def test_close_fails_waiting_requests_and_may_be_called_twice():
@@ -610,7 +648,9 @@ async def test_logprobs_hold_through_turns_cancellations_evictions_and_weight_up
         rng = random.Random(1000 * seed + index)
         history = list(rng.choice(groups))
         for turn in range(3):
-            sampling = SamplingParams(max_tokens=rng.randrange(1, 12), temperature=rng.choice([1.0, 0.7]), stop_ids=(3,))
+            sampling = SamplingParams(
+                max_tokens=rng.randrange(1, 12), temperature=rng.choice([1.0, 0.7]), stop_ids=(3,)
+            )
             request = asyncio.ensure_future(engine.generate(history, sampling, session_id=str(index), deadline_s=60))
             if rng.random() < 0.2:
                 for _ in range(rng.randrange(8)):

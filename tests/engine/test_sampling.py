@@ -130,9 +130,9 @@ def test_many_rows_are_drawn_like_single_ones(vocab_size: int):
 
 @pytest.mark.parametrize("count", [1, 200])
 def test_a_token_of_probability_0_is_never_drawn(count: int):
-    # only tokens 3 and 500 have mass; the extremes of the uniform must still land on one of them
+    # three tokens have all the mass, and 3 * (1 - 2**-53) rounds to 3: the extremes must still land on one of them
     logit_V = torch.full((700,), -math.inf)
-    logit_V[3], logit_V[500] = 0.0, 0.0
+    logit_V[[3, 250, 500]] = 0.0
 
     lowest, _ = draw_with(logit_V.repeat(count, 1), [0.0] * count)
     highest, _ = draw_with(logit_V.repeat(count, 1), [1 - 2**-53] * count)

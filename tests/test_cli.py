@@ -1,0 +1,110 @@
+"""The command line as a person meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def agentenv(*arguments, stdin="", code=0):
+    command = [sys.executable, "-c", "from agentenv.cli import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_help_names_every_command():
+    out = agentenv("--help")
+    for command in ("play", "eval", "train", "quickstart", "replay", "list", "doctor", "config", "check", "prepare"):
+        assert command in out
+
+
+def test_version():
+    from agentenv import __version__
+
+    assert agentenv("--version").strip() == f"agentenv {__version__}"
+
+
+def test_a_person_plays_in_the_terminal():
+    out = agentenv("play", "agentenv/GuessNumber-v0", stdin="guess 8\nguess number=4\nI give up\n")
+    assert "Guess my number from 1 to 15" in out
+    assert "guess> " in out
+    assert "completed  reward" in out
+
+
+def test_a_person_may_leave():
+    assert "left the game" in agentenv("play", "agentenv/GuessNumber-v0", stdin="")
+
+
+def test_the_oracle_plays():
+    assert "tool_stopped  reward 1" in agentenv("play", "agentenv/GuessNumber-v0", "--policy", "oracle")
+
+
+def test_evaluation_prints_json():
+    out = json.loads(agentenv("eval", "agentenv/GuessNumber-v0", "--policy", "oracle", "-n", 10, "--json"))
+    assert out["success_rate"] == 1.0
+    assert out["num_episodes"] == 10
+
+
+def test_an_unknown_environment_gets_a_suggestion_and_exit_code_2():
+    out = agentenv("eval", "agentenv/GuesNumber-v0", code=2)
+    assert 'Did you mean "agentenv/GuessNumber-v0"?' in out
+    assert "Traceback" not in out
+
+
+def test_an_unknown_environment_option_gets_a_suggestion():
+    assert 'Did you mean "high"?' in agentenv("play", "agentenv/GuessNumber-v0", "--policy", "oracle", "--env", "hig=3", code=2)
+
+
+def test_the_engine_policy_needs_a_model():
+    assert "--model" in agentenv("eval", "agentenv/GuessNumber-v0", "--policy", "engine", code=2)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("algorithm.advntage=rloo", 'Did you mean "algorithm.advantage"?'),
+        ("algorithm.advantage=grpoo", 'Did you mean "grpo"?'),
+        ("trainer.num_steps=many", "trainer.num_steps"),
+        ("trainer.num_steps", "section.key=value"),
+    ],
+)
+def test_a_wrong_override_is_explained(override, said):
+    out = agentenv("train", "examples/runs/quickstart.yaml", override, "--dry-run", code=2)
+    assert said in out
+    assert "Traceback" not in out
+
+
+def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path):
+    out = agentenv("train", "examples/runs/quickstart.yaml", f"output_dir={tmp_path}", "trainer.num_steps=7", "--dry-run")
+    assert "num_steps: 7" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_yaml_file_is_named_with_its_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("env:\n  id: [unclosed\n")
+    assert "run.yaml" in agentenv("train", file, code=2)
+
+
+def test_the_schema_and_the_number_of_keys_stay_small():
+    schema = json.loads(agentenv("config", "--schema"))
+    assert "env" in schema["properties"]
+    from agentenv.config import count_keys
+    from agentenv.trainers.config import RunConfig
+
+    assert count_keys(RunConfig) < 120
+
+
+def test_checking_an_environment_prints_its_promises():
+    assert "oracle" in agentenv("check", "env", "agentenv/GuessNumber-v0", "--num-seeds", 40)
+
+
+def test_the_catalogue_lists_what_ships():
+    out = agentenv("list")
+    for name in ("GuessNumber", "Calculator", "GSM8K", "Wordle"):
+        assert f"agentenv/{name}-v0" in out
