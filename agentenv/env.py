@@ -160,7 +160,7 @@ class AgentEnv(gymnasium.Env[str, Action]):
         self._num_resets += 1
         # a setup that fails leaves no episode to step, yet what it took is still torn down
         self._state, self._stop, self._num_turns = "failed", None, 0
-        with boundary("env", f"{type(self).__name__}.setup"):
+        with boundary("env", _place(type(self), "setup")):
             self.task = task if task is not None else self.sample_task(rng)
             opening = as_messages(cast(Prompt, await self._call(self.setup, rng, self.task)))
             if not opening:
@@ -255,7 +255,7 @@ class AgentEnv(gymnasium.Env[str, Action]):
     # Private.
 
     async def _play(self, turn: Message) -> tuple[tuple[Message, ...], int]:
-        with boundary("env", f"{type(self).__name__}.respond"):
+        with boundary("env", _place(type(self), "respond")):
             reply = await self._call(self.respond, turn.content)
             return (() if reply in ("", None) else as_messages(cast(Prompt, reply))), 0
 
@@ -274,13 +274,13 @@ class AgentEnv(gymnasium.Env[str, Action]):
         )
 
     async def _call(self, hook: Callable[..., object], *args: object) -> object:
-        where = f"{type(self).__name__}.{getattr(hook, '__name__', 'hook')}"
+        where = _place(type(self), getattr(hook, "__name__", "hook"))
         return await call_hook(hook, *args, inline=self.inline, timeout_s=self.hook_timeout_s, side="env", where=where)
 
     async def _teardown_once(self) -> None:
         if self._state in ("open", "done", "failed"):
             self._state = "new"
-            with boundary("env", f"{type(self).__name__}.teardown"):
+            with boundary("env", _place(type(self), "teardown")):
                 await self._call(self.teardown)
 
     def _run(self, coroutine: Any) -> Any:
@@ -365,7 +365,7 @@ class ToolEnv(AgentEnv):
         calls = turn.tool_calls
         if not calls:
             self._malformed_turns = 0
-            with boundary("env", f"{type(self).__name__}.answer"):
+            with boundary("env", _place(type(self), "answer")):
                 reply = await self._call(self.answer, turn.content)
                 return (() if reply in ("", None) else as_messages(cast(Prompt, reply))), 0
         allowed = self.max_parallel_calls
@@ -409,6 +409,12 @@ def group_rewards(env_class: type[AgentEnv]) -> tuple[Reward, ...]:
 
 def _own_rewards(cls: type[AgentEnv]) -> tuple[Reward, ...]:
     return tuple(component for component in rewards_of_class(cls) if component.when != "group")
+
+
+@functools.lru_cache(maxsize=1024)
+def _place(cls: type[AgentEnv], hook: str) -> str:
+    """Return the name of a hook for errors."""
+    return f"{cls.__name__}.{hook}"
 
 
 @functools.lru_cache(maxsize=256)

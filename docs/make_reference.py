@@ -38,18 +38,18 @@ def page_text() -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], *, page: Path = PAGE) -> int:
     """Write or check the page; returns the exit code."""
     text = page_text()
     if arguments == ["--check"]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+        if page.is_file() and page.read_text(encoding="utf-8") == text:
             return 0
-        print(f"{PAGE.name} does not describe the configuration; run `python docs/make_reference.py`", file=sys.stderr)
+        print(f"{page} does not describe the configuration; run `python docs/make_reference.py`", file=sys.stderr)
         return 1
     if arguments:
         print(f"unknown arguments {' '.join(arguments)}; allowed is --check", file=sys.stderr)
         return 2
-    PAGE.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -57,7 +57,9 @@ def test_an_unknown_environment_gets_a_suggestion_and_exit_code_2():
 
 
 def test_an_unknown_environment_option_gets_a_suggestion():
-    assert 'Did you mean "high"?' in agentenv("play", "agentenv/GuessNumber-v0", "--policy", "oracle", "--env", "hig=3", code=2)
+    assert 'Did you mean "high"?' in agentenv(
+        "play", "agentenv/GuessNumber-v0", "--policy", "oracle", "--env", "hig=3", code=2
+    )
 
 
 def test_the_engine_policy_needs_a_model():
@@ -80,7 +82,9 @@ def test_a_wrong_override_is_explained(override, said):
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path):
-    out = agentenv("train", "examples/runs/quickstart.yaml", f"output_dir={tmp_path}", "trainer.num_steps=7", "--dry-run")
+    out = agentenv(
+        "train", "examples/runs/quickstart.yaml", f"output_dir={tmp_path}", "trainer.num_steps=7", "--dry-run"
+    )
     assert "num_steps: 7" in out
     assert list(tmp_path.iterdir()) == []
 

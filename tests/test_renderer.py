@@ -20,7 +20,17 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
     },
 }
-CONTENTS = ["hello", " outer space ", "", "line\nbreak", "7 8", '{"a": "b"}', "<tool_call>x</tool_call>", "🙂é漢", "<think>"]
+CONTENTS = [
+    "hello",
+    " outer space ",
+    "",
+    "line\nbreak",
+    "7 8",
+    '{"a": "b"}',
+    "<tool_call>x</tool_call>",
+    "🙂é漢",
+    "<think>",
+]
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -59,7 +69,9 @@ def test_the_quick_reader_reads_as_the_family_reads(renderer, probe):
 @settings(max_examples=200, deadline=None)
 @given(
     parts=st.lists(
-        st.sampled_from(["<tool_call>", "</tool_call>", "<think>", "</think>", '{"name": "a"}', "{", "text", "\n", " "]),
+        st.sampled_from(
+            ["<tool_call>", "</tool_call>", "<think>", "</think>", '{"name": "a"}', "{", "text", "\n", " "]
+        ),
         max_size=7,
     )
 )
@@ -69,7 +81,9 @@ def test_whatever_is_sampled_parses_as_the_family_parses_it(parts):
     parsed = renderer.parse(ids)
     expected = renderer._family._parse(ids, ())
     assert parsed.content == expected.content
-    assert [(c.name, c.status, c.raw) for c in parsed.tool_calls] == [(c.name, c.status, c.raw) for c in expected.tool_calls]
+    assert [(c.name, c.status, c.raw) for c in parsed.tool_calls] == [
+        (c.name, c.status, c.raw) for c in expected.tool_calls
+    ]
 
 
 def test_what_a_turn_says_is_what_is_parsed_from_its_ids(any_renderer):

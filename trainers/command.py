@@ -7,12 +7,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import transformers
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from agentenv.config import key_table, load_config, reference_markdown, schema, to_yaml
 from agentenv.evaluate import EvalSummary
+from agentenv.memory import relax_garbage_collection
 from agentenv.play import show_transcript
 from agentenv.progress import open_progress
 from agentenv.trainers.config import RunConfig
@@ -36,6 +38,8 @@ def train(config: str | Path, overrides: Sequence[str], *, resume: bool, dry_run
         console.print(escape(to_yaml(resolved)), end="", soft_wrap=True)
         return None
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    transformers.utils.logging.disable_progress_bar()  # bars for folders that load in milliseconds
+    relax_garbage_collection()
     try:
         with open_progress(console) as display:
             pipeline = Pipeline(resolved, resume=resume, display=display)

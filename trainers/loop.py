@@ -81,6 +81,7 @@ async def train(crew: Crew, *, start: Progress | None = None) -> Progress:
     config, worker, scheduler = crew.config.trainer, crew.worker, _scheduler(crew.config, start)
     source = group_source(crew.config.env, seed=crew.config.seed, group_size=config.group_size)
     clock = _Clock()
+    await crew.engine.forget_prefixes()
     try:
         async with Rollouts(runner=crew.runner, scheduler=scheduler, source=source) as rollouts:
             while scheduler.live_version < config.num_steps:
@@ -113,6 +114,8 @@ async def train(crew: Crew, *, start: Progress | None = None) -> Progress:
                     summary = await validate(crew)
                     metrics |= {f"eval/{name}": value for name, value in summary.metrics().items()}
                     clock.lap("eval_s")
+                # the next step must not depend on what an evaluation left in the cache: a resumed run has none of it
+                await crew.engine.forget_prefixes()
                 metrics |= _timing(clock, groups)
                 crew.log(metrics, step)
                 crew.told(metrics)

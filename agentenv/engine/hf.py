@@ -116,6 +116,7 @@ class HFEngine:
             vocab_size=self.vocab_size,
             device=embedding.weight.device,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._num_requests = 0
         self._num_admitted = 0
@@ -148,6 +149,7 @@ class HFEngine:
             DeadlineExceeded: after `deadline_s` seconds, waiting and pauses included.
         """
         self._refuse_if_unusable()
+        self._follow_loop()
         request = self._new_request(prompt_ids, sampling, session_id=session_id)
         self._waiting.append(request)
         self._wake()
@@ -165,9 +167,12 @@ class HFEngine:
         """Give up the session's cached prefix; unknown sessions are ignored."""
         self._slots.end_session(session_id)
 
-    def forget_prefixes(self) -> None:
-        """Drop every cached prefix; running requests read their tokens again."""
+    async def forget_prefixes(self) -> None:
+        """Drop every cached prefix; running requests read their tokens again. An idle engine is then as good as new."""
         self._slots.forget_cache()
+        if not self._slots.num_running:
+            self._slots.clear()
+            self._cache.free()
 
     async def pause(self, mode: PauseMode = "abort") -> None:
         """Stop generating.
@@ -251,6 +256,16 @@ class HFEngine:
             result=asyncio.get_running_loop().create_future(),
         )
 
+    def _follow_loop(self) -> None:
+        """Leave behind what an event loop that is gone never finished: nobody can wait for it any more."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._task = None
+            self._waiting.clear()
+            for slot, _ in self._slots.running():
+                self._slots.release(slot)
+
     def _wake(self) -> None:
         """Start the step loop unless it runs."""
         if self._task is None and self._has_work():
@@ -262,18 +277,21 @@ class HFEngine:
 
     async def _run(self) -> None:
         """The step loop; it ends when nothing is left to do, and `_wake` starts the next one."""
+        task = asyncio.current_task()
         try:
-            while self._has_work():
+            while self._task is task and self._has_work():
                 try:
                     self._step()
                 except Exception as error:  # whatever a model raises must reach those who wait for it
                     self._break(error)
                 await asyncio.sleep(0)
         except asyncio.CancelledError:
-            self._fail_all(EngineError("the engine's event loop was shut down while this request was in it"))
+            if self._task is task:
+                self._fail_all(EngineError("the engine's event loop was shut down while this request was in it"))
             raise
         finally:
-            self._task = None
+            if self._task is task:
+                self._task = None
 
     def _step(self) -> None:
         """Admit, run one forward pass, sample, finish."""
@@ -341,7 +359,7 @@ class HFEngine:
         self._fail_all(failure)
 
     def _fail_all(self, error: EngineError) -> None:
-        running = [request for slot, _ in self._slots.running() for request in (self._slots.release(slot),)]
+        running = [self._slots.release(slot) for slot, _ in self._slots.running()]
         for request in (*running, *self._waiting):
             if not request.result.done():
                 request.result.set_exception(error)

@@ -121,6 +121,10 @@ class Engine(Protocol):
         """Forget what is cached for an episode; unknown sessions are ignored."""
         ...
 
+    async def forget_prefixes(self) -> None:
+        """Drop every cached prefix, so that what comes next does not depend on what came before."""
+        ...
+
     async def pause(self, mode: PauseMode = "abort") -> None:
         """Stop generating: running requests are aborted, or kept and continued after `resume`."""
         ...

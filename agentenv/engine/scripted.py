@@ -126,6 +126,9 @@ class ScriptedEngine:
         """Forget the session's turn count."""
         self._turns.pop(session_id, None)
 
+    async def forget_prefixes(self) -> None:
+        """Do nothing: nothing is cached."""
+
     async def pause(self, mode: PauseMode = "abort") -> None:
         """Hold new requests back."""
         self._is_open.clear()

@@ -175,6 +175,13 @@ class SlotTable:
         for session_id in list(self._slot_of_session):
             self.end_session(session_id)
 
+    def clear(self) -> None:
+        """Forget what idle slots held and which were used last; nothing may be running."""
+        assert self.num_running == 0
+        self.length_S[:] = 0
+        self._last_used = [0] * self.max_slots
+        self._clock = 0
+
     def completion(self, slot: int, *, finish_reason: FinishReason) -> Completion:
         """Return what the request in `slot` has sampled."""
         request = self.request_at(slot)

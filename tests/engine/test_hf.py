@@ -142,6 +142,21 @@ async def test_a_float64_engine_reports_logprobs_to_float32_precision():
     assert completion.logprobs == pytest.approx(reference_T[9:].tolist(), abs=2e-6)
 
 
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+async def test_half_precision_serves_the_rounded_weights(name: str):
+    model = ARCHITECTURES[name]()
+    engine = engine_of(model, dtype="bfloat16")
+    rounded: Any = copy.deepcopy(model)
+    rounded = rounded.to(torch.bfloat16)
+
+    completion = await ask(engine, prompt_of(10))
+    ack = await engine.update_weights(WeightManifest(version=1, tensors=named_weights(model)))
+
+    reference_T = reference_logprobs(rounded, [*prompt_of(10), *completion.token_ids])[9:]
+    assert completion.logprobs == pytest.approx(reference_T.tolist(), abs=0.1)  # activations have 8 bits
+    assert ack.checksum == weights_checksum(named_weights(model), dtype=torch.bfloat16)
+
+
 # Chance.
 
 
@@ -609,6 +624,23 @@ def test_one_engine_serves_event_loop_after_event_loop():
     second = asyncio.run(ask(engine, prompt_of(5)))
 
     assert second.token_ids == first.token_ids
+
+
+def test_an_event_loop_that_stops_half_way_does_not_block_the_next():
+    engine = engine_of(qwen3(), max_slots=1)
+    abandoned = asyncio.new_event_loop()
+    left = abandoned.create_task(ask(engine, prompt_of(5), max_tokens=120))
+    abandoned.run_until_complete(asyncio.sleep(0.01))  # "left" still runs
+    assert not left.done()
+
+    completion = asyncio.run(ask(engine, prompt_of(5), session="next"))
+
+    assert len(completion.token_ids) == 12
+    for task in asyncio.all_tasks(abandoned):
+        task.cancel()
+    abandoned.run_until_complete(asyncio.wait(asyncio.all_tasks(abandoned)))
+    abandoned.close()
+    assert len(asyncio.run(ask(engine, prompt_of(5), session="next")).token_ids) == 12
 
 
 def test_an_architecture_that_cannot_be_served_is_refused():

@@ -28,7 +28,7 @@ env: {{id: agentenv/GuessNumber-v0}}
 model: {{tiny: {{hidden_size: 32, num_heads: 2}}}}
 engine: {{max_slots: 16, max_length: 256}}
 runner: {{limits: {{max_turn_tokens: 24, max_context_tokens: 256}}}}
-sft: {{num_demonstrations: 64, batch_size: 16, optimizer: {{learning_rate: 8e-3}}}}
+sft: {{num_demonstrations: 768, batch_size: 16, optimizer: {{learning_rate: 8e-3}}}}
 algorithm: {{advantage: grpo, loss: {{policy: ppo_clip}}}}
 trainer:
   num_steps: {NUM_STEPS}
@@ -89,7 +89,13 @@ def _final(folder: Path) -> str:
 def _episodes(folder: Path) -> list[tuple[int, str, int, list[int], float]]:
     rows = TrajectoryStore(folder / "trajectories").scan(phase="rl")
     return [
-        (r.step, r.trajectory.group_id, r.trajectory.member, r.trajectory.sequences[0].token_ids.tolist(), r.trajectory.reward)
+        (
+            r.step,
+            r.trajectory.group_id,
+            r.trajectory.member,
+            r.trajectory.sequences[0].token_ids.tolist(),
+            r.trajectory.reward,
+        )
         for r in rows
     ]
 
@@ -99,6 +105,10 @@ def test_a_run_leaves_everything_that_it_promises(whole):
         assert (whole / name).is_file(), name
     record = json.loads((whole / "record.json").read_text())
     assert set(record["evaluations"]) == {"demonstrator", "before", "after"}
+    updates = [line.metrics for line in read_metrics(whole / "metrics.jsonl") if "rl/step" in line.metrics]
+    assert all(metrics["train/grad_norm"] > 0 for metrics in updates), (
+        "without a gradient every run would look the same"
+    )
     steps = [line.metrics["rl/step"] for line in read_metrics(whole / "metrics.jsonl") if "rl/step" in line.metrics]
     assert steps == [1, 2, 3, 4]
     assert len(_episodes(whole)) == NUM_STEPS * 16
@@ -194,4 +204,4 @@ def test_training_from_conversations_needs_no_expert(config, whole, tmp_path):
     overrides = (f"sft.data={data}", f"model={{path: '{whole / 'initial'}'}}", "trainer.num_steps=1")
     folder = _train(config, tmp_path, overrides=overrides)
     steps = [line for line in read_metrics(folder / "metrics.jsonl") if "sft/cross_entropy" in line.metrics]
-    assert len(steps) == 2
+    assert len(steps) == 2  # 32 rows in batches of 16

@@ -105,7 +105,7 @@ def tokenizer(folder: Path) -> Any:
 def test_the_chat_template_renders_what_the_qwen3_renderer_renders(
     tokenizer: Any, name: str, tools: list[Any] | None, enable_thinking: bool
 ):
-    renderer = Qwen3Renderer(tokenizer, Qwen3RendererConfig(enable_thinking=enable_thinking))
+    renderer: Any = Qwen3Renderer(tokenizer, Qwen3RendererConfig(enable_thinking=enable_thinking))
     for opens_turn in (False, True):
         expected = renderer.render_ids(CONVERSATIONS[name], tools=tools, add_generation_prompt=opens_turn)
         options = {"add_generation_prompt": opens_turn, "enable_thinking": enable_thinking}
