@@ -158,8 +158,6 @@ def group_pass_at_k(groups: Sequence[Group], *, k: int, success_reward: float = 
     return _mean(values)
 
 
-
-
 def _component_means(scored: Sequence[Trajectory]) -> dict[str, float]:
     totals: Counter[str] = Counter()
     for trajectory in scored:

@@ -316,7 +316,7 @@ class _PackagedFamily:
                 f"{did_you_mean(name, families)}"
             )
         try:
-            self._renderer = create_renderer(cast(Any, tokenizer), config_from_name(name))
+            self._renderer = create_renderer(cast(Any, tokenizer), cast(Any, config_from_name(name)))
         except Exception as error:
             raise ModelError(f"{tokenizer.name_or_path}: cannot be rendered as {name} ({error})") from error
         self.stop_ids = tuple(self._renderer.get_stop_token_ids())

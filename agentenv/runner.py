@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from agentenv.admission import Admission
@@ -117,7 +117,7 @@ class Runner:
         self.admission = Admission(max_episodes=self.config.max_episodes, max_tokens=self.config.max_tokens)
         self.num_retries = 0
 
-    async def run(self, groups: Iterable[GroupSpec]) -> AsyncIterator[Group]:
+    async def run(self, groups: Iterable[GroupSpec]) -> AsyncGenerator[Group, None]:
         """Play groups and yield each as it completes, in order of completion.
 
         Closing the generator early cancels what still runs.
@@ -199,8 +199,9 @@ class Runner:
     async def _play(self, episode: Episode) -> tuple[StopReason, str]:
         """Play to the end and return how it ended, with the error text of an infrastructure failure."""
         timeout_s = self.config.limits.episode_timeout_s
+        scope = asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s) as scope:
+            async with scope:
                 await self.agent.play(episode)
         except TimeoutError as error:
             if scope.expired():

@@ -19,7 +19,7 @@ def test_the_three_parts_are_relative_symbolic_links():
 
 def test_no_module_is_imported_under_a_second_name():
     offenders = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
         for folder in ("agentenv", *PARTS, "tests", "examples", "docs")
         for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

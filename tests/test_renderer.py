@@ -47,7 +47,9 @@ def test_continuations_from_a_skeleton_equal_full_renderings(any_renderer, conte
         Message(role="tool", content="two", tool_call_id="call_0_1", name="look"),
     )
     expected = any_renderer._family.continuation(any_renderer._cleaned(_keys(messages)), (TOOL,))
-    assert list(any_renderer.continuation_ids(messages, is_closed=False, tools=(TOOL,))) == expected
+    rendered = any_renderer.continuation_ids(messages, is_closed=False, tools=(TOOL,))
+    assert rendered is not None
+    assert list(rendered) == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -56,14 +58,16 @@ def test_any_observation_renders_as_the_family_renders_it(text):
     renderer = Renderer(byte_tokenizer(), family="qwen3")
     message = (Message(role="tool", content=text, tool_call_id="c", name="look"),)
     expected = renderer._family.continuation(renderer._cleaned(_keys(message)), ())
-    assert list(renderer.continuation_ids(message, is_closed=False)) == expected
+    rendered = renderer.continuation_ids(message, is_closed=False)
+    assert rendered is not None
+    assert list(rendered) == expected
 
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_the_quick_reader_reads_as_the_family_reads(renderer, probe):
     ids = renderer.tokenizer.encode(probe)
     quick = HermesReader(renderer.tokenizer, stop_ids=renderer.stop_ids).read(ids)
-    assert quick == renderer._family._parse(ids, ())
+    assert quick == _family_parse(renderer, ids)
 
 
 @settings(max_examples=200, deadline=None)
@@ -79,7 +83,7 @@ def test_whatever_is_sampled_parses_as_the_family_parses_it(parts):
     renderer = Renderer(byte_tokenizer(), family="qwen3")
     ids = renderer.tokenizer.encode("".join(parts))
     parsed = renderer.parse(ids)
-    expected = renderer._family._parse(ids, ())
+    expected = _family_parse(renderer, ids)
     assert parsed.content == expected.content
     assert [(c.name, c.status, c.raw) for c in parsed.tool_calls] == [
         (c.name, c.status, c.raw) for c in expected.tool_calls
@@ -154,7 +158,7 @@ def test_a_family_whose_tokens_are_missing_is_refused():
 
 
 def test_a_tokenizer_without_a_template_is_refused_with_the_remedy():
-    with pytest.raises(ModelError, match="chat_template.jinja"):
+    with pytest.raises(ModelError, match=r"chat_template\.jinja"):
         Renderer(byte_tokenizer())
 
 
@@ -180,6 +184,11 @@ def test_different_calls_of_the_same_shape_do_not_share_a_cached_rendering(any_r
         return any_renderer.prompt_ids(messages)
 
     assert after("call_0_0") != after("call_1_0")
+
+
+def _family_parse(renderer, ids):
+    """What the family's own parser makes of a completion."""
+    return renderer._family._parse(ids, ())
 
 
 def _keys(messages):

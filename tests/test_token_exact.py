@@ -1,6 +1,7 @@
 """The ids that the engine saw and the ids that the trainer gets are the same, on every path."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ class Echo(ToolEnv):
         return f"<{text}>"
 
 
-async def play(renderer: Renderer, script: Sequence[Sequence[int]], **limits: int) -> tuple[Trajectory, list[Exchange]]:
+async def play(renderer: Renderer, script: Sequence[Sequence[int]], **limits: Any) -> tuple[Trajectory, list[Exchange]]:
     engine = ScriptedEngine(script, keep_exchanges=True, logprob=-0.25)
     config = RunnerConfig(limits=Limits(**limits))
     runner = Runner(engine=engine, renderer=renderer, config=config, make_env=lambda spec: Echo())

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or absent: written beside, synced, renamed, and checked before they are believed."""
+"""Checkpoints that are whole or absent: written beside, synced, renamed, and checked before they are believed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -108,7 +109,7 @@ class CheckpointFolder:
         state = {"model": model_state, "optimizer": optimizer_state}
         try:
             with _quiet():
-                dcp.load(cast("dict[str, Any]", state), checkpoint_id=str(checkpoint.path), no_dist=True)
+                state_dict_loader.load(cast("dict[str, Any]", state), checkpoint_id=str(checkpoint.path), no_dist=True)
                 set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
             raise CheckpointError(f"{checkpoint.path}: does not fit this model ({error})") from error
@@ -137,7 +138,9 @@ def _write(folder: Path, *, progress: Progress, model: nn.Module, optimizer: tor
     folder.mkdir()
     model_state, optimizer_state = get_state_dict(model, optimizer)
     with _quiet():
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(folder), no_dist=True)
+        state_dict_saver.save(
+            {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(folder), no_dist=True
+        )
     files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
     for name in files:
         _sync(folder / name)
@@ -187,9 +190,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Silence the notes on saving without a process group, which is what an inline worker does."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield

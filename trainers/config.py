@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from agentenv.config import Config
 from agentenv.engine.hf import HFEngineConfig
@@ -23,7 +23,7 @@ class EnvConfig(Config):
 
     id: str
     """Registered id, e.g. agentenv/GuessNumber-v0."""
-    kwargs: dict[str, JsonValue] = {}
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """Constructor arguments of the environment."""
     tasks: str | None = None
     """Parquet or JSONL file with one task per row; without it the environment draws its tasks by seed."""

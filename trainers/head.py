@@ -90,7 +90,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         entropy_N = torch.zeros_like(logprob_N)
         for start in range(0, count, recipe.rows):
             at = slice(start, min(start + recipe.rows, count))
-            logit_CV = _logits(hidden_NM[at], weight_VM, bias_V, rule=recipe.rule, dtype=recipe.dtype)
+            logit_CV = _logits(hidden_NM[at], weight_VM, bias_V=bias_V, rule=recipe.rule, dtype=recipe.dtype)
             if temperature_N is not None:
                 logit_CV /= temperature_N[at, None]
             target_logit_C = logit_CV.gather(1, target_N[at, None])[:, 0]
@@ -120,7 +120,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, hidden_NM.shape[0], recipe.rows):
             at = slice(start, start + recipe.rows)
             grad_CV = _grad_logits(
-                _logits(hidden_NM[at], weight_VM, bias_V, rule=recipe.rule, dtype=recipe.dtype),
+                _logits(hidden_NM[at], weight_VM, bias_V=bias_V, rule=recipe.rule, dtype=recipe.dtype),
                 target_C=target_N[at],
                 temperature_C=None if temperature_N is None else temperature_N[at],
                 normaliser_C=normaliser_N[at],
@@ -134,14 +134,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if grad_hidden_NM is not None:
                 grad_hidden_NM[at] = grad_CV @ weight_VM
             if grad_weight_VM is not None:
-                _add_product(grad_weight_VM, grad_CV, hidden_NM[at])
+                _add_product(grad_weight_VM, grad_CV=grad_CV, hidden_CM=hidden_NM[at])
         grad_weight = None if grad_weight_VM is None else grad_weight_VM.to(weight_VM.dtype)
         grad_bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
         return grad_hidden_NM, grad_weight, grad_bias, None, None, None
 
 
 def _logits(
-    hidden_CM: Tensor, weight_VM: Tensor, bias_V: Tensor | None, *, rule: LogitRule, dtype: torch.dtype
+    hidden_CM: Tensor, weight_VM: Tensor, *, bias_V: Tensor | None, rule: LogitRule, dtype: torch.dtype
 ) -> Tensor:
     """The model's logits of one chunk, freshly allocated."""
     logit_CV = torch.nn.functional.linear(hidden_CM, weight_VM, bias_V).to(dtype)
@@ -194,7 +194,7 @@ def _grad_logits(
     return grad_CV
 
 
-def _add_product(total_VM: Tensor, grad_CV: Tensor, hidden_CM: Tensor) -> None:
+def _add_product(total_VM: Tensor, *, grad_CV: Tensor, hidden_CM: Tensor) -> None:
     """total += grad^T hidden, in one kernel where the dtypes agree."""
     if total_VM.dtype == grad_CV.dtype:
         total_VM.addmm_(grad_CV.t(), hidden_CM)

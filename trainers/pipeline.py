@@ -34,9 +34,9 @@ from agentenv.trainers.checkpoint import Checkpoint, CheckpointFolder, Progress
 from agentenv.trainers.config import AlgorithmConfig, RunConfig, SFTConfig
 from agentenv.trainers.loop import RL, Crew, measure, train
 from agentenv.trainers.model import Policy, load_policy
-from agentenv.trainers.samples_from import cross_entropy_samples
-from agentenv.trainers.sample import Sample
 from agentenv.trainers.record import RunRecord, open_record
+from agentenv.trainers.sample import Sample
+from agentenv.trainers.samples_from import cross_entropy_samples
 from agentenv.trainers.sft import SFT, conversation_sample, fine_tune, num_sft_steps, read_conversations
 from agentenv.trainers.tiny import save_tiny
 from agentenv.trainers.worker import Worker
@@ -326,7 +326,7 @@ def _is_extended(path: Path, config: RunConfig) -> bool:
     if changes:
         told = "; ".join(map(str, changes))
         raise RunFolderError(
-            f"{path.parent} was begun with another configuration: {told}. Undo the change, or start a new run with --name"
+            f"{path.parent} was begun with another configuration: {told}. Undo that, or start a new run with --name"
         )
     goal = ("trainer.num_steps", "trainer.stop_at_success")
     return any(change.key in goal for change in diff(before, config))

@@ -102,10 +102,11 @@ def _facts(config: RunConfig) -> dict[str, str]:
 
 def _notes(config: RunConfig, teacher: EvalSummary | None, after: EvalSummary | None) -> tuple[str, ...]:
     notes = [
-        "Before and after are measured on test seeds. Validation, which decides when to stop, plays on other seeds, and "
+        "Before and after are measured on test seeds, at temperature "
+        f"{config.evaluation.temperature:g}. Validation, which decides when to stop, plays on other seeds, and "
         "training on yet others.",
-        "Different seeds are different episodes, but a small environment has few different tasks: where the test tasks "
-        "also occur in training, the figures show optimisation, not generalisation.",
+        "Different seeds are different episodes, but a small environment has few different tasks: where the test "
+        "tasks also occur in training, the figures show optimisation, not generalisation.",
     ]
     if teacher is not None and after is not None:
         beats = "beats" if after.success_low > teacher.success_rate else "does not clearly beat"

@@ -184,7 +184,7 @@ class LeanDecoder:
         cos_T1D = self._cos_X1D.index_select(0, position_T)
         sin_T1D = self._sin_X1D.index_select(0, position_T)
         for layer in self._layers:
-            hidden_TM = self._attention(layer, hidden_TM, cos_T1D, sin_T1D, plan=plan)
+            hidden_TM = self._attention(layer, hidden_TM, cos_T1D=cos_T1D, sin_T1D=sin_T1D, plan=plan)
             gate_up = functional.linear(layer.mlp_norm(hidden_TM), layer.gate_up_weight, layer.gate_up_bias)
             gate, up = gate_up.chunk(2, dim=-1)
             hidden_TM = layer.down.add_to(hidden_TM, layer.activation(gate).mul_(up))
@@ -193,7 +193,7 @@ class LeanDecoder:
         return functional.linear(self._norm(hidden_TM), self._head_weight, self._head_bias).float()
 
     def _attention(
-        self, layer: _LeanLayer, hidden_TM: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, *, plan: StepPlan
+        self, layer: _LeanLayer, hidden_TM: Tensor, *, cos_T1D: Tensor, sin_T1D: Tensor, plan: StepPlan
     ) -> Tensor:
         projected = functional.linear(layer.input_norm(hidden_TM), layer.qkv_weight, layer.qkv_bias)
         head_TAD = projected.view(self._projected_shape)
@@ -246,16 +246,16 @@ def make_decoder(model: PreTrainedModel, *, max_length: int) -> Decoder:
         )
     embedding: Any = model.get_input_embeddings()
     token_T = torch.arange(1, 13, device=model.device) * 7919 % embedding.weight.shape[0]
-    expected_NV = _reference_logits(model, token_T)
+    expected_TV = _reference_logits(model, token_T)
     model.set_attn_implementation(ATTENTION_NAME)
     if is_lean(model):
         lean = LeanDecoder(model, max_length=max_length)
-        gap = _probe_gap(lean, token_T, expected_NV)
+        gap = _probe_gap(lean, token_T, expected_TV=expected_TV)
         if gap <= _PROBE_TOLERANCE.get(model.dtype, _HALF_TOLERANCE):
             return lean
         _log.warning("the lean decoder is off by %.3g on %s; using the model's own forward", gap, type(model).__name__)
     generic = GenericDecoder(model)
-    gap = _probe_gap(generic, token_T, expected_NV)
+    gap = _probe_gap(generic, token_T, expected_TV=expected_TV)
     if not gap <= _PROBE_TOLERANCE.get(model.dtype, _HALF_TOLERANCE):
         raise ModelError(
             f"{type(model).__name__} gives other log-probs over the slot cache than by itself (off by {gap:.3g}); "
@@ -271,7 +271,7 @@ def _reference_logits(model: PreTrainedModel, token_T: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _probe_gap(decoder: Decoder, token_T: Tensor, expected_TV: Tensor) -> float:
+def _probe_gap(decoder: Decoder, token_T: Tensor, *, expected_TV: Tensor) -> float:
     """Play the probe as a prefill, a prefill with a past and a decode; return the largest log-prob difference."""
     cache = SlotCache(max_slots=2, max_length=len(token_T))
     cache.reserve(num_slots=2, num_places=len(token_T))

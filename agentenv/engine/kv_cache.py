@@ -69,7 +69,7 @@ class SlotCache:
         for layer, old in self._layers.items():
             self._layers[layer] = _layer_store(self._enlarged(old.keys), self._enlarged(old.values))
 
-    def write(self, layer: int, key_TJD: Tensor, value_TJD: Tensor, *, place_T: Tensor) -> LayerStore:
+    def write(self, layer: int, *, key_TJD: Tensor, value_TJD: Tensor, place_T: Tensor) -> LayerStore:
         """Store new keys and values at flat places and return the layer's whole storage."""
         store = self._layers.get(layer)
         if store is None:
@@ -183,14 +183,14 @@ class StepPlan:
 
     def attend(self, query_THD: Tensor, key_TJD: Tensor, value_TJD: Tensor, *, layer: int, rule: ScoreRule) -> Tensor:
         """Store the step's keys and values and return the attention's output `[T, H, D]`."""
-        store = self.cache.write(layer, key_TJD, value_TJD, place_T=self.place_T)
+        store = self.cache.write(layer, key_TJD=key_TJD, value_TJD=value_TJD, place_T=self.place_T)
         if self.prefill is None:
             assert self.decode is not None
             return self._attend_decode(query_THD, store, rows=self.decode, rule=rule)
         prefill_THD = [
-            self._attend_fresh(bucket, query_THD, key_TJD, value_TJD, rule=rule)
+            self._attend_fresh(bucket, (query_THD, key_TJD, value_TJD), rule=rule)
             if self.prefill.is_fresh(bucket)
-            else self._attend_with_past(bucket, query_THD, store, rule=rule)
+            else self._attend_with_past(bucket, query_THD, store=store, rule=rule)
             for bucket in self.prefill.layout.buckets
         ]
         output_THD = torch.cat(prefill_THD).index_select(0, self.prefill.layout.place_T)
@@ -232,16 +232,13 @@ class StepPlan:
         output_RHD = output.reshape(rows.span, num_heads, value_RJLD.shape[-1])
         return output_RHD if rows.row_T is None else output_RHD.index_select(0, rows.row_T)
 
-    def _attend_fresh(
-        self, bucket: Bucket, query_THD: Tensor, key_TJD: Tensor, value_TJD: Tensor, *, rule: ScoreRule
-    ) -> Tensor:
-        """Segments without a past attend to themselves."""
+    def _attend_fresh(self, bucket: Bucket, tensors: tuple[Tensor, Tensor, Tensor], *, rule: ScoreRule) -> Tensor:
+        """Segments without a past attend to themselves: queries, keys and values of the flat tokens in."""
         assert self.prefill is not None
         token_P = self.prefill.layout.token_P[bucket.start : bucket.stop]
         num_segments = len(bucket.segments)
         query, key, value = (
-            x.index_select(0, token_P).unflatten(0, (num_segments, bucket.width)).transpose(1, 2)
-            for x in (query_THD, key_TJD, value_TJD)
+            x.index_select(0, token_P).unflatten(0, (num_segments, bucket.width)).transpose(1, 2) for x in tensors
         )
         bias = None
         if rule.window is not None and rule.window < bucket.width:
@@ -249,7 +246,7 @@ class StepPlan:
         output = attend(query, key, value, rule=rule, bias_S1NL=bias, is_causal=bias is None)
         return output.transpose(1, 2).flatten(0, 1)
 
-    def _attend_with_past(self, bucket: Bucket, query_THD: Tensor, store: LayerStore, *, rule: ScoreRule) -> Tensor:
+    def _attend_with_past(self, bucket: Bucket, query_THD: Tensor, *, store: LayerStore, rule: ScoreRule) -> Tensor:
         """Segments that extend what their slots already hold."""
         assert self.prefill is not None
         token_P = self.prefill.layout.token_P[bucket.start : bucket.stop]
@@ -313,7 +310,9 @@ def plan_step(
         cache=cache,
         place_T=torch.from_numpy(slot_T * cache.num_places + position_T).to(device, non_blocking=True),
         decode=_lay_out_decode(slot_D, position_D, num_places=cache.num_places, device=device) if len(slot_D) else None,
-        prefill=_prefill_segments(slot_S, past_S, new_S, start=len(slot_D), device=device) if len(slot_S) else None,
+        prefill=_prefill_segments(slot_S, past_S=past_S, new_S=new_S, start=len(slot_D), device=device)
+        if len(slot_S)
+        else None,
     )
 
 
@@ -360,7 +359,7 @@ def _decode_rows(
 
 
 def _prefill_segments(
-    slot_S: IntArray, past_S: IntArray, new_S: IntArray, *, start: int, device: torch.device
+    slot_S: IntArray, *, past_S: IntArray, new_S: IntArray, start: int, device: torch.device
 ) -> PrefillSegments:
     groups: list[IntArray] = []
     for members in (np.flatnonzero(past_S == 0), np.flatnonzero(past_S)):

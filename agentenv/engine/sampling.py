@@ -123,7 +123,7 @@ def draw(logit_BV: Tensor, rows: SamplingRows, *, uniform_B: Tensor) -> tuple[Te
     token_B1, total_B1 = (_draw_flat if weight_BV.numel() <= _FLAT_SIZE else _draw_blockwise)(weight_BV, target_B1)
     if rows.filtered_F is not None:
         filtered_F = rows.filtered_F
-        token_B1[filtered_F] = _draw_filtered(weight_BV[filtered_F], target_B1[filtered_F], rows)
+        token_B1[filtered_F] = _draw_filtered(weight_BV[filtered_F], rows, target_F1=target_B1[filtered_F])
     if best_B is not None and rows.is_greedy_B is not None:
         token_B1 = torch.where(rows.is_greedy_B, best_B, token_B1[:, 0])[:, None]
     logprob_B1 = (weight_BV.gather(1, token_B1) / total_B1).log_()
@@ -174,7 +174,7 @@ def _block_sums(weight_BV: Tensor) -> Tensor:
     return torch.cat((sum_BK, weight_BV[:, whole:].sum(-1, keepdim=True)), dim=1)
 
 
-def _draw_filtered(weight_FV: Tensor, target_F1: Tensor, rows: SamplingRows) -> Tensor:
+def _draw_filtered(weight_FV: Tensor, rows: SamplingRows, *, target_F1: Tensor) -> Tensor:
     """Sort each row, keep its top-k and of that its nucleus, and draw from what is left."""
     assert rows.top_k_F1 is not None
     assert rows.top_p_F1 is not None

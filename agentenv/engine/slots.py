@@ -223,9 +223,9 @@ class SlotTable:
         ):
             column[target] = column[source]
         for hole, stray in zip(holes, strays, strict=True):
-            _swap(self._requests, hole, stray)
-            _swap(self._sessions, hole, stray)
-            _swap(self._last_used, hole, stray)
+            _swap(self._requests, at=(hole, stray))
+            _swap(self._sessions, at=(hole, stray))
+            _swap(self._last_used, at=(hole, stray))
         self._slot_of_session = {name: slot for slot, name in enumerate(self._sessions) if name is not None}
         return Moves(source=source, target=target, num_places=int(self.computed_S[target].max()))
 
@@ -294,5 +294,6 @@ class SlotTable:
         self.stop_SW[slot, : len(stop_ids)] = stop_ids
 
 
-def _swap(values: list[Any], one: int, other: int) -> None:
+def _swap(values: list[Any], *, at: tuple[int, int]) -> None:
+    one, other = at
     values[one], values[other] = values[other], values[one]

@@ -121,7 +121,7 @@ class StepPlanner:
             new_S=new_S,
             device=self._device,
         )
-        token_T, position_T = self._flat_tokens(slot_D, slot_S, new_S)
+        token_T, position_T = self._flat_tokens(slot_D, slot_S=slot_S, new_S=new_S)
         table.is_unread_S[slot_S] = table.is_unread_S[slot_D] = False
         is_complete_S = new_S == pending_R[slot_S]
         select_N = np.concatenate((np.arange(len(slot_D)), len(slot_D) + np.cumsum(new_S)[is_complete_S] - 1))
@@ -183,7 +183,7 @@ class StepPlanner:
         new_S = np.clip(budget - (np.cumsum(pending_S) - pending_S), 0, pending_S)
         return slot_S[new_S > 0], new_S[new_S > 0]
 
-    def _flat_tokens(self, slot_D: IntArray, slot_S: IntArray, new_S: IntArray) -> tuple[IntArray, IntArray]:
+    def _flat_tokens(self, slot_D: IntArray, *, slot_S: IntArray, new_S: IntArray) -> tuple[IntArray, IntArray]:
         """Return ids and positions: the decoding slots' newest token, then the prefilling slots' segments."""
         table = self._slots
         position_D = table.computed_S[slot_D]

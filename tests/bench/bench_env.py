@@ -82,7 +82,9 @@ def import_seconds() -> dict[str, float]:
             best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         return best
 
-    help_code = "import sys; sys.argv = ['agentenv', '--help']; from agentenv.cli import app; app(standalone_mode=False)"
+    help_code = (
+        "import sys; sys.argv = ['agentenv', '--help']; from agentenv.cli import app; app(standalone_mode=False)"
+    )
     return {"import": cost("import agentenv") - cost("pass"), "help": cost(help_code)}
 
 

@@ -55,7 +55,7 @@ def _serve(engine: HFEngine, prompt_BL: Tensor) -> None:
         )
         assert all(len(completion.token_ids) == NEW_TOKENS for completion in completions)
         assert all(completion.num_cached_tokens == 0 for completion in completions)
-        engine.forget_prefixes()
+        await engine.forget_prefixes()
 
     asyncio.run(play())
 

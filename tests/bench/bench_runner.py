@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from agentenv import ToolEnv, tool, tool_turn
-
 from agentenv.engine.http import JsonClient
 from agentenv.engine.protocol import Completion
 from agentenv.engine.scripted import ScriptedEngine
@@ -130,18 +129,24 @@ class HttpEngine(ScriptedEngine):
         )
 
 
+def _port(server):
+    """Read the port that the mock server printed."""
+    assert server.stdout is not None
+    return int(server.stdout.readline())
+
+
 async def http_cost():
     """Return CPU-ms per episode against a mock server in another process."""
     renderer = Renderer(bench_tokenizer(), family="qwen3")
     wrong = [renderer.turn_ids(tool_turn("guess", {"number": n})) for n in range(16, 32)]
     replies = [{"output_ids": list(ids), "logprobs": [-0.5] * len(ids)} for ids in wrong]
-    server = subprocess.Popen(
+    server = subprocess.Popen(  # noqa: ASYNC220 - before the clock starts
         [sys.executable, str(Path(__file__).parent / "mock_server.py"), json.dumps(replies)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     try:
-        engine = HttpEngine(int(server.stdout.readline()))
+        engine = HttpEngine(_port(server))
         counter = itertools.count()
 
         async def play():

@@ -9,7 +9,10 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from agentenv.byte_tokenizer import CONTROL_TOKENS, MARKUP_TOKENS
 from agentenv.tokenizer import LeanTokenizer
 
-TOOL_TALK = '{"type": "function", "function": {"name": "look_up", "description": "", "parameters": {"type": "object", "properties": {}}}}'
+TOOL_TALK = (
+    '{"type": "function", "function": {"name": "look_up", "description": "", '
+    '"parameters": {"type": "object", "properties": {}}}}'
+)
 
 
 @functools.cache

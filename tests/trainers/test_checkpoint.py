@@ -10,7 +10,6 @@ import time
 
 import pytest
 import torch
-from tests.trainers.samples import policy_sample
 
 from agentenv.errors import CheckpointError
 from agentenv.trainers.checkpoint import CheckpointFolder, Progress
@@ -19,6 +18,7 @@ from agentenv.trainers.model import PackedModel
 from agentenv.trainers.optimizer import OptimizerConfig
 from agentenv.trainers.tiny import make_tiny_model
 from agentenv.trainers.worker import UpdatePlan, Worker
+from tests.trainers.samples import policy_sample
 
 PLAN = UpdatePlan(token_budget=1000, num_steps=10, seed=0, version=0)
 
@@ -36,6 +36,12 @@ def save(folder, worker, step=1):
     return folder.save(progress(step), model=worker.model, optimizer=worker.optimizer)
 
 
+def newest(folder):
+    found = folder.newest()
+    assert found is not None
+    return found
+
+
 def flat(worker):
     return torch.cat([p.detach().flatten() for p in worker.model.parameters()])
 
@@ -48,7 +54,7 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     worker.update(samples, plan=PLAN)
 
     other = worker_of(seed=2)
-    found = folder.newest()
+    found = newest(folder)
     folder.load(found, model=other.model, optimizer=other.optimizer)
     other.update(samples, plan=PLAN)
 
@@ -67,8 +73,8 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_a_damaged_newest_checkpoint_is_passed_over_and_says_so(tmp_path, caplog, damage):
     folder, worker = CheckpointFolder(tmp_path), worker_of()
     save(folder, worker, 1)
-    newest = save(folder, worker, 2)
-    data = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    damaged = save(folder, worker, 2)
+    data = max(damaged.glob("*.distcp"), key=lambda path: path.stat().st_size)
     if damage == "flip":
         content = bytearray(data.read_bytes())
         content[len(content) // 2] ^= 1
@@ -76,10 +82,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_says_so(tmp_path, caplog
     elif damage == "truncate":
         os.truncate(data, data.stat().st_size // 2)
     else:
-        (newest / "manifest.json").unlink()
+        (damaged / "manifest.json").unlink()
 
     with caplog.at_level(logging.WARNING):
-        assert folder.newest().progress.step == 1
+        assert newest(folder).progress.step == 1
     assert "damaged" in caplog.text
 
 
@@ -88,7 +94,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     save(folder, worker_of(hidden_size=16))
     other = worker_of(hidden_size=32)
     with pytest.raises(CheckpointError, match="does not fit this model"):
-        folder.load(folder.newest(), model=other.model, optimizer=other.optimizer)
+        folder.load(newest(folder), model=other.model, optimizer=other.optimizer)
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
@@ -99,7 +105,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path):
     code = """
         import resource, signal, sys
         sys.path.insert(0, sys.argv[2])
-        from tests.trainers.test_checkpoint import CheckpointFolder, save, worker_of
+        from tests.trainers.test_checkpoint import CheckpointFolder, newest, save, worker_of
         from agentenv.errors import CheckpointError
         folder, worker = CheckpointFolder(sys.argv[1]), worker_of()
         save(folder, worker, 1)
@@ -108,7 +114,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path):
         try:
             save(folder, worker, 2)
         except CheckpointError as error:
-            print("refused", folder.newest().progress.step)
+            print("refused", newest(folder).progress.step)
     """
     out = _run(code, tmp_path)
     assert out.stdout.strip() == "refused 1", out.stderr

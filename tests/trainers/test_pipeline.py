@@ -1,4 +1,4 @@
-"""Whole runs in small: deterministic, resumable after any kind of death, replayable, and honest about changed configs."""
+"""Whole runs in small: deterministic, resumable after any kind of death, replayable."""
 
 import json
 import os
@@ -41,7 +41,10 @@ trainer:
 evaluation: {{every: 2, num_validation: 8, num_test: 8}}
 """
 
-COMMAND = "import sys; from agentenv.trainers.command import train; train(sys.argv[1], sys.argv[2:], resume=False, dry_run=False)"
+COMMAND = (
+    "import sys; from agentenv.trainers.command import train; "
+    "train(sys.argv[1], sys.argv[2:], resume=False, dry_run=False)"
+)
 
 
 @pytest.fixture(scope="module")

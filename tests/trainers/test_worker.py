@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.trainers.samples import policy_sample
 
 from agentenv.trainers.config import AlgorithmConfig
 from agentenv.trainers.correction import CorrectionConfig, preset
@@ -14,6 +13,7 @@ from agentenv.trainers.model import PackedModel
 from agentenv.trainers.optimizer import OptimizerConfig, learning_rate
 from agentenv.trainers.tiny import make_tiny_model
 from agentenv.trainers.worker import UpdatePlan, Worker
+from tests.trainers.samples import policy_sample
 
 PLAN = UpdatePlan(token_budget=10_000, num_steps=10, seed=0, version=0)
 
@@ -29,6 +29,7 @@ def worker_of(*, correction=None, loss=None, seed=1, **optimizer):
 
 
 def weights_after(worker, samples, plan=PLAN, updates=1):
+    metrics = {}
     for _ in range(updates):
         metrics = worker.update(samples, plan=plan)
     flat = torch.cat([p.detach().flatten() for p in worker.model.parameters()])
@@ -63,12 +64,20 @@ def test_a_positive_advantage_raises_the_probability_of_what_was_sampled():
 
 @pytest.mark.parametrize(
     "correction",
-    [preset("token_tis"), preset("geo_rs"), preset("k3_rs"), preset("token_tis", mode="decoupled"), preset("none", mode="decoupled")],
+    [
+        preset("token_tis"),
+        preset("geo_rs"),
+        preset("k3_rs"),
+        preset("token_tis", mode="decoupled"),
+        preset("none", mode="decoupled"),
+    ],
     ids=["token_tis", "geo_rs", "k3_rs", "decoupled token_tis", "decoupled none"],
 )
 def test_switching_the_correction_changes_the_gradient(samples, correction):
     # half the samples claim to come from a policy under which their tokens were less likely
-    shifted = [policy_sample(s.sample_id, seed=i, length=len(s), mu_shift=-1.0 * (i % 2)) for i, s in enumerate(samples)]
+    shifted = [
+        policy_sample(s.sample_id, seed=i, length=len(s), mu_shift=-1.0 * (i % 2)) for i, s in enumerate(samples)
+    ]
     plain, _ = weights_after(worker_of(), shifted)
     corrected, _ = weights_after(worker_of(correction=correction), shifted)
     assert not torch.equal(plain, corrected)
