@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from dataclasses import dataclass, field
 from agentenv.config import Config
 from agentenv.engine.protocol import Completion, Engine, SamplingParams, check_completion
 from agentenv.env import AgentEnv, Step
-from agentenv.errors import DeadlineExceeded, EngineError, boundary
+from agentenv.errors import EngineError, boundary
 from agentenv.messages import Message
+from agentenv.offload import within
 from agentenv.recorder import Recorder
 from agentenv.renderer import CutSide, Renderer
 from agentenv.seeds import derive_seed
@@ -182,8 +182,9 @@ class Episode:
         if self._never_waits:
             step = await self.env.step_async(turn)
         else:
-            step = await _within(
-                self.env.step_async(turn), timeout_s=self.limits.step_timeout_s, where=f"{self.spec.env_id} step"
+            where = f"{self.spec.env_id} step"
+            step = await within(
+                self.env.step_async(turn), timeout_s=self.limits.step_timeout_s, side="env", where=where
             )
         self.recorder.judge(
             num_tool_calls=len(turn.tool_calls),
@@ -199,9 +200,10 @@ class Episode:
 
     async def truncate(self, reason: StopReason) -> None:
         """End the episode because a budget is exhausted; terminal rewards are still computed."""
-        step = await _within(
+        step = await within(
             self.env.truncate_async(reason),
             timeout_s=self.limits.scoring_timeout_s,
+            side="env",
             where=f"{self.spec.env_id} scoring",
         )
         self._end(step)
@@ -262,13 +264,3 @@ class Episode:
 
     def _time_left_s(self) -> float:
         return max(0.001, self.limits.episode_timeout_s - (time.perf_counter() - self._started))
-
-
-async def _within(awaitable: object, *, timeout_s: float, where: str) -> Step:
-    try:
-        async with asyncio.timeout(timeout_s) as scope:
-            return await awaitable  # type: ignore[misc]
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise DeadlineExceeded("env", where, f"no answer within {timeout_s:g} s") from None

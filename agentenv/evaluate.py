@@ -159,11 +159,11 @@ def group_pass_at_k(groups: Sequence[Group], *, k: int, success_reward: float = 
 
 
 def _component_means(scored: Sequence[Trajectory]) -> dict[str, float]:
-    totals: Counter[str] = Counter()
+    totals: dict[str, float] = {}
     for trajectory in scored:
         for components in (trajectory.reward_components, *(turn.reward_components for turn in trajectory.turns)):
             for key, value in components.items():
-                totals[key] += value
+                totals[key] = totals.get(key, 0.0) + value
     return {key: value / len(scored) for key, value in sorted(totals.items())}
 
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ async def call_hook(
         DeadlineExceeded: the deadline passed. A thread that hangs is abandoned, and replaced in the pool.
     """
     if is_async(function):
-        return await _with_deadline(function(*args, **kwargs), timeout_s=timeout_s, side=side, where=where)  # type: ignore[arg-type]
+        return await _awaited(function(*args, **kwargs), timeout_s=timeout_s, side=side, where=where)  # type: ignore[arg-type]
     if inline:
         value = _contained(function, *args, **kwargs)
     else:
@@ -58,7 +58,7 @@ async def call_hook(
         )
     # a synchronous wrapper around a coroutine function; text, the usual value, needs no look
     if type(value) is not str and inspect.isawaitable(value):
-        return await _with_deadline(value, timeout_s=timeout_s, side=side, where=where)
+        return await _awaited(value, timeout_s=timeout_s, side=side, where=where)
     return value
 
 
@@ -70,6 +70,22 @@ def is_async(function: Callable[..., object]) -> bool:
     if code is not None:
         return bool(code.co_flags & inspect.CO_COROUTINE)
     return inspect.iscoroutinefunction(function)
+
+
+async def within(awaitable: Awaitable[T], *, timeout_s: float, side: Side, where: str) -> T:
+    """Wait for something, with a deadline in seconds.
+
+    Raises:
+        DeadlineExceeded: it did not come in time; what was waited for is cancelled.
+    """
+    scope = asyncio.timeout(timeout_s)
+    try:
+        async with scope:
+            return await awaitable
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise DeadlineExceeded(side, where, f"no answer within {timeout_s:g} s") from None
 
 
 def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -117,19 +133,12 @@ def _contained(function: Callable[..., object], *args: object, **kwargs: object)
         raise RuntimeError(f"{type(error).__name__} was raised: {error}") from error
 
 
-async def _with_deadline(awaitable: Any, *, timeout_s: float, side: Side, where: str) -> object:
+async def _awaited(awaitable: Any, *, timeout_s: float, side: Side, where: str) -> object:
     if not _is_in_loop():  # run_inline found no coroutine function, but this hook returned a coroutine all the same
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise RuntimeError(_WAITED)
-    scope = asyncio.timeout(timeout_s)
-    try:
-        async with scope:
-            return await awaitable
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise DeadlineExceeded(side, where, f"no answer within {timeout_s:g} s") from None
+    return await within(awaitable, timeout_s=timeout_s, side=side, where=where)
 
 
 async def _in_thread(function: Callable[[], object], *, timeout_s: float, side: Side, where: str) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from agentenv.engine.protocol import Ack, Engine, WeightManifest
 from agentenv.engine.weights import weights_checksum
 from agentenv.errors import EngineError
+from agentenv.offload import within
 
 T = TypeVar("T")
 
@@ -23,13 +23,14 @@ async def publish(engine: Engine, weights: Mapping[str, Tensor], *, version: int
     The engine resumes whatever happens in between, with the weights it then holds; the failure is raised.
 
     Raises:
-        EngineError: a phase ran past its deadline, or the engine acknowledged another version or other bytes.
+        DeadlineExceeded: a phase took too long.
+        EngineError: the engine acknowledged another version or other bytes.
     """
-    await _within(engine.pause("keep"), "pause")
+    await _phase(engine.pause("keep"), "pause")
     try:
-        ack = await _within(engine.update_weights(WeightManifest(version=version, tensors=weights)), "update")
+        ack = await _phase(engine.update_weights(WeightManifest(version=version, tensors=weights)), "update")
     finally:
-        await _within(engine.resume(), "resume")
+        await _phase(engine.resume(), "resume")
     expected = weights_checksum(weights)
     if (ack.version, ack.checksum) != (version, expected):
         raise EngineError(
@@ -39,9 +40,5 @@ async def publish(engine: Engine, weights: Mapping[str, Tensor], *, version: int
     return ack
 
 
-async def _within(awaitable: Awaitable[T], phase: str) -> T:
-    try:
-        async with asyncio.timeout(PHASE_TIMEOUT_S):
-            return await awaitable
-    except TimeoutError:
-        raise EngineError(f"weight update: {phase} took longer than {PHASE_TIMEOUT_S:g} s") from None
+async def _phase(awaitable: Awaitable[T], name: str) -> T:
+    return await within(awaitable, timeout_s=PHASE_TIMEOUT_S, side="engine", where=f"weight update: {name}")
