@@ -73,6 +73,7 @@ def evaluate(
     num_episodes: Annotated[int, typer.Option("-n", "--num-episodes", help="Episodes to play.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
     temperature: Annotated[float, typer.Option(help="For --policy engine; 0 is greedy.")] = 1.0,
+    success_reward: Annotated[float, typer.Option(help="Return from which an episode counts as solved.")] = 1.0,
     model: ModelPath = None,
     env: EnvOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -85,6 +86,7 @@ def evaluate(
         num_episodes=num_episodes,
         seed=seed,
         temperature=temperature,
+        success_reward=success_reward,
         model=model,
         env_kwargs=_pairs(env),
     )

@@ -53,6 +53,10 @@ class EngineClosed(EngineError):
     """The engine was closed while a request was waiting or running."""
 
 
+class RolloutsFailed(AgentEnvError):
+    """Group after group failed without a scored episode; going on would never end."""
+
+
 class CheckFailed(AgentEnvError):
     """A promise of the environment, tool or engine contract does not hold."""
 

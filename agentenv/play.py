@@ -110,6 +110,7 @@ def evaluate_policy(
     num_episodes: int,
     seed: int,
     temperature: float,
+    success_reward: float,
     model: str | None,
     env_kwargs: Mapping[str, object],
 ) -> EvalSummary:
@@ -123,7 +124,9 @@ def evaluate_policy(
 
     async def measure() -> EvalSummary:
         async with runner_for(policy, model=model, temperature=temperature) as runner:
-            summary, trajectories = await evaluate(runner, groups, name=f"{env_id} {policy}")
+            summary, trajectories = await evaluate(
+                runner, groups, name=f"{env_id} {policy}", success_reward=success_reward
+            )
             if not summary.num_episodes:
                 raise UsageError(f"all {num_episodes} episodes failed; the first: {trajectories[0].error}")
             return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -118,7 +119,8 @@ def rewards_of_class(cls: type) -> tuple[Reward, ...]:
     found: dict[str, Reward] = {}
     for base in reversed(cls.__mro__):
         for name, member in vars(base).items():
-            made = getattr(member, "__agentenv_reward__", None)
+            function = member.__func__ if isinstance(member, staticmethod) else member
+            made = getattr(function, "__agentenv_reward__", None)
             if made is not None:
                 found[name] = made
             else:
@@ -213,5 +215,10 @@ def _mark(function: F, options: Mapping[str, Any]) -> F:
     made = Reward(name=function.__name__, function=function, **options)
     if made.when not in ("turn", "end", "group"):
         raise UsageError(f'reward {made.name}: when="{made.when}"; allowed are "turn", "end" and "group"')
+    if made.when == "group" and next(iter(inspect.signature(function).parameters), "") == "self":
+        raise UsageError(
+            f"reward {made.name} scores whole groups, so no single environment can be its self; "
+            "make it a @staticmethod that takes the trajectories"
+        )
     function.__agentenv_reward__ = made  # type: ignore[attr-defined]
     return function

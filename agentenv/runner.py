@@ -123,6 +123,7 @@ class Runner:
         Closing the generator early cancels what still runs.
         """
         pending: set[asyncio.Task[Group]] = set()
+        done: set[asyncio.Task[Group]] = set()
         source = iter(groups)
         try:
             while True:
@@ -137,6 +138,9 @@ class Runner:
                 for task in sorted(done, key=lambda task: task.get_name()):
                     yield task.result()
         finally:
+            for task in done:
+                if not task.cancelled():
+                    task.exception()  # the first failure was raised; the others must not be reported as forgotten
             await _cancel_all(pending)
 
     async def run_all(self, groups: Iterable[GroupSpec]) -> list[Group]:

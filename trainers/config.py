@@ -79,6 +79,14 @@ class AlgorithmConfig(Config):
     correction: CorrectionConfig = CorrectionConfig()
     """Rollout correction: importance weights and rejection masks."""
 
+    @model_validator(mode="after")
+    def _no_critic(self) -> AlgorithmConfig:
+        if self.advantage == "gae":
+            raise ValueError(
+                "advantage gae needs a critic, which runs do not train; take grpo, rloo or turn_rtg_loo"
+            )
+        return self
+
 
 class TrainerConfig(Config):
     """The training loop."""

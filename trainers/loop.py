@@ -105,7 +105,7 @@ async def train(crew: Crew, *, start: Progress | None = None) -> Progress:
 
                 metrics = {
                     **rollout_metrics(groups, success_reward=crew.config.evaluation.success_reward),
-                    **_grouped(update, prefix="train"),
+                    **grouped(update, prefix="train"),
                     "rollout/abandoned_groups": float(rollouts.num_abandoned),
                     "rollout/retries": float(crew.runner.num_retries),
                     "rollout/staleness": float(max(batch.ages)),
@@ -221,7 +221,8 @@ def _timing(clock: _Clock, groups: Sequence[Group]) -> dict[str, float]:
     return spent
 
 
-def _grouped(metrics: dict[str, float], *, prefix: str) -> dict[str, float]:
+def grouped(metrics: dict[str, float], *, prefix: str) -> dict[str, float]:
+    """Put metrics that name no topic under one."""
     return {name if "/" in name else f"{prefix}/{name}": value for name, value in metrics.items()}
 
 

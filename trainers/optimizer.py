@@ -24,6 +24,8 @@ class OptimizerConfig(Config):
     """Decoupled weight decay; biases and norms are spared."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decay rates."""
+    eps: float = 1e-8
+    """AdamW's epsilon; 1e-5 keeps directions with almost no gradient, such as rare tokens, from drifting."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
 
@@ -36,7 +38,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas, fused=True
+        [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
     )
 
 

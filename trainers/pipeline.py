@@ -117,10 +117,10 @@ class Pipeline:
         policy = await self._policy()
         renderer = Renderer(wrap_tokenizer(policy.tokenizer), family=self.config.model.renderer)
         warm_steps = await self._warm_start(policy, renderer, resumed=resumed)
-        worker = Worker(policy.model, optimizer=self.config.trainer.optimizer, algorithm=self.config.algorithm)
+        if resumed is None or resumed.progress.phase != RL:
+            export_model(policy, self.folder.path / "start")  # what a replay begins with, and the KL's reference
+        worker = rl_worker(self.config, policy, start=self.folder.path / "start")
         start = self._restore(worker, resumed)
-        if start is None:
-            export_model(policy, self.folder.path / "start")  # what a replay begins with
         engine = HFEngine(policy.model.causal_lm, config=self.config.engine, version=0 if start is None else start.step)
         try:
             crew = self._crew(worker, engine, renderer, warm_steps=warm_steps)
@@ -311,6 +311,21 @@ class Pipeline:
 _BYTE_LIMITS = Limits(
     max_turn_tokens=100_000, max_episode_tokens=1_000_000, max_context_tokens=2_000_000, max_observation_tokens=100_000
 )
+
+
+def rl_worker(config: RunConfig, policy: Policy, *, start: Path) -> Worker:
+    """Return the worker of the reinforcement learning phase.
+
+    Args:
+        config: of the run.
+        policy: what is trained.
+        start: folder with the weights that the phase began with: the reference, where there is a KL penalty.
+    """
+    reference = None
+    if config.algorithm.loss.kl_coefficient:
+        dtype = getattr(torch, config.model.dtype)
+        reference = load_policy(start, dtype=dtype, device=device_of(config.model.device)).model
+    return Worker(policy.model, optimizer=config.trainer.optimizer, algorithm=config.algorithm, reference=reference)
 
 
 def export_model(policy: Policy, folder: str | Path) -> None:

@@ -16,10 +16,9 @@ from agentenv.run_folder import RunFolder
 from agentenv.store import TrajectoryStore
 from agentenv.track import open_trackers
 from agentenv.trainers.config import RunConfig
-from agentenv.trainers.loop import RL, credited, update_plan
+from agentenv.trainers.loop import RL, credited, grouped, update_plan
 from agentenv.trainers.model import load_policy, named_weights
-from agentenv.trainers.pipeline import device_of, export_model
-from agentenv.trainers.worker import Worker
+from agentenv.trainers.pipeline import device_of, export_model, rl_worker
 from agentenv.trajectory import Group, Trajectory
 
 
@@ -61,7 +60,7 @@ def replay_run(run: str | Path, overrides: Sequence[str]) -> ReplayResult:
     policy = load_policy(
         source / "start", dtype=getattr(torch, config.model.dtype), device=device_of(config.model.device)
     )
-    worker = Worker(policy.model, optimizer=config.trainer.optimizer, algorithm=config.algorithm)
+    worker = rl_worker(config, policy, start=source / "start")
     steps = 0
     with RunFolder(config.output_dir, name=config.name) as folder:
         folder.write_config(to_yaml(config))
@@ -69,7 +68,7 @@ def replay_run(run: str | Path, overrides: Sequence[str]) -> ReplayResult:
         try:
             for steps, groups in _stored_steps(TrajectoryStore(source / "trajectories")):
                 metrics = worker.update(credited(groups, config.algorithm), plan=update_plan(config, step=steps))
-                trackers.log({f"train/{name}": value for name, value in metrics.items()}, step=steps)
+                trackers.log(grouped(metrics, prefix="train"), step=steps)
         finally:
             trackers.close()
         export_model(policy, folder.path / "model")

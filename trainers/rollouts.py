@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
+from agentenv.errors import RolloutsFailed
 from agentenv.runner import Runner
 from agentenv.trainers.scheduler import Batch, Scheduler, Ticket
 from agentenv.trainers.source import GroupSource
 from agentenv.trajectory import Group
 
 MAX_GROUP_ATTEMPTS = 3
+MAX_ABANDONED_IN_A_ROW = 8
 
 
 class Rollouts:
@@ -29,6 +31,7 @@ class Rollouts:
         self.scheduler = scheduler
         self.source = source
         self.num_abandoned = 0
+        self._abandoned_in_a_row = 0
         self._running: dict[asyncio.Task[Group], Ticket] = {}
         self._finished: dict[int, Group] = {}
 
@@ -51,7 +54,11 @@ class Rollouts:
             self._running[asyncio.create_task(self.runner.run_group(spec))] = ticket
 
     async def wait(self) -> None:
-        """Wait until a group ends; one without a scored member is played again, in the end given up."""
+        """Wait until a group ends; one without a scored member is played again, in the end given up.
+
+        Raises:
+            RolloutsFailed: so many groups in a row were given up that the fault must be in the set-up.
+        """
         assert self._running, "the scheduler admits a group whenever nothing runs"
         done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         for task in sorted(done, key=lambda task: self._running[task].group):
@@ -60,11 +67,21 @@ class Rollouts:
             if group.scored:
                 self.scheduler.finish(ticket)
                 self._finished[ticket.group] = group
+                self._abandoned_in_a_row = 0
             elif ticket.attempt + 1 < MAX_GROUP_ATTEMPTS:
                 self.scheduler.fail(ticket)
             else:
                 self.scheduler.abandon(ticket)
-                self.num_abandoned += 1
+                self._count_abandoned(group)
+
+    def _count_abandoned(self, group: Group) -> None:
+        self.num_abandoned += 1
+        self._abandoned_in_a_row += 1
+        if self._abandoned_in_a_row >= MAX_ABANDONED_IN_A_ROW:
+            raise RolloutsFailed(
+                f"{self._abandoned_in_a_row} groups in a row failed {MAX_GROUP_ATTEMPTS} times each; the last error: "
+                f"{group.trajectories[0].error}. Mend the cause, then go on with --resume"
+            )
 
     def take(self, batch: Batch) -> list[Group]:
         """Return the groups of a batch, in its order."""

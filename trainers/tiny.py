@@ -34,8 +34,8 @@ NUM_NUMBERS = 100
 _NUM_BYTES = 256
 _NUM_FIXED = _NUM_BYTES + (NUM_NUMBERS - 10) + len(CONTROL_TOKENS) + len(MARKUP_TOKENS)
 # a newline always stands alone, so a text encodes to the same ids whether a template or a renderer split it there;
-# digits go by twos, so no number hides inside a longer token
-_PIECES = r"\n|[0-9]{1,2}"
+# digits go by twos, so no number hides inside a longer token; a role is never merged with what is said in it
+_PIECES = r"\n|[0-9]{1,2}|(?:assistant|user|system) "
 
 CHAT_TEMPLATE = """\
 {%- macro text(content) -%}

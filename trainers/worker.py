@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agentenv.errors import UsageError
 from agentenv.seeds import derive_seed
 from agentenv.trainers.config import AlgorithmConfig
 from agentenv.trainers.correction import Correction, correct, mismatch_metrics
@@ -70,10 +71,24 @@ class Worker:
         model: the policy.
         optimizer: its optimizer's configuration.
         algorithm: loss and correction.
+        reference: the frozen policy that a KL penalty pulls towards.
+
+    Raises:
+        UsageError: a KL penalty without a reference.
     """
 
-    def __init__(self, model: PackedModel, *, optimizer: OptimizerConfig, algorithm: AlgorithmConfig) -> None:
+    def __init__(
+        self,
+        model: PackedModel,
+        *,
+        optimizer: OptimizerConfig,
+        algorithm: AlgorithmConfig,
+        reference: PackedModel | None = None,
+    ) -> None:
+        if algorithm.loss.kl_coefficient and reference is None:
+            raise UsageError(f"kl_coefficient is {algorithm.loss.kl_coefficient}, but there is no reference policy")
         self.model = model
+        self.reference = reference if algorithm.loss.kl_coefficient else None
         self.algorithm = algorithm
         self.optimizer_config = optimizer
         self.optimizer = make_optimizer(model, optimizer)
@@ -151,8 +166,16 @@ class Worker:
             is_kept_T=correction.is_kept_T,
         )
 
-    def _forward(self, batch: PackedBatch, *, temperature: float, with_entropy: bool = False) -> TokenScores:
-        return self.model.forward_logprobs(
+    def _reference_logprob(self, batch: PackedBatch, *, temperature: float) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            return self._forward(batch, temperature=temperature, model=self.reference).logprob_T
+
+    def _forward(
+        self, batch: PackedBatch, *, temperature: float, with_entropy: bool = False, model: PackedModel | None = None
+    ) -> TokenScores:
+        return (model or self.model).forward_logprobs(
             batch.token_ids_T,
             cu_seqlens_C=batch.cu_seqlens_C,
             position_T=batch.position_T,
@@ -213,6 +236,7 @@ class Worker:
             weight_T=weight_T,
             is_kept_T=part.is_kept_T,
             entropy_T=out.entropy_T,
+            ref_logprob_T=self._reference_logprob(batch, temperature=plan.temperature),
         )
         return loss, metrics, out.logprob_T.detach()
 

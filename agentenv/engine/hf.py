@@ -219,7 +219,9 @@ class HFEngine:
         self._slots.forget_cache()
         for slot, request in self._slots.running():
             request.versions.append((self._version, int(self._slots.length_S[slot] - self._slots.prompt_S[slot])))
-        return Ack(version=self._version, checksum=weights_checksum(named_weights(self._model)))
+        own = named_weights(self._model)
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return Ack(version=self._version, checksum=weights_checksum(own), dtype=dtype)
 
     async def health(self) -> EngineHealth:
         """Say whether requests can be served; a paused engine can, later."""

@@ -81,10 +81,17 @@ class WeightManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """An engine's acknowledgement of new weights."""
+    """An engine's acknowledgement of new weights.
+
+    Attributes:
+        version: the version that is served from now on.
+        checksum: of the weights as the engine holds them.
+        dtype: in which it holds them, e.g. `"bfloat16"`; empty where that is the dtype they were sent in.
+    """
 
     version: int
     checksum: str
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from agentenv.engine.protocol import Ack, Engine, WeightManifest
@@ -31,7 +32,7 @@ async def publish(engine: Engine, weights: Mapping[str, Tensor], *, version: int
         ack = await _phase(engine.update_weights(WeightManifest(version=version, tensors=weights)), "update")
     finally:
         await _phase(engine.resume(), "resume")
-    expected = weights_checksum(weights)
+    expected = weights_checksum(weights, dtype=getattr(torch, ack.dtype) if ack.dtype else None)
     if (ack.version, ack.checksum) != (version, expected):
         raise EngineError(
             f"the engine acknowledged version {ack.version} with checksum {ack.checksum}; "
