@@ -97,14 +97,24 @@ async def test_a_rubric_scores_turns_and_ends_by_name():
         def solved(self):
             return 1
 
+        @staticmethod
         @reward(when="group")
-        def best(self, group):
+        def best(group):
             return [0.0 for _ in group]
 
+    assert [component.name for component in rewards_of_class(Desk)] == ["polite", "solved", "best"]
     rubric = Rubric(components=tuple(c.bind(Desk()) for c in rewards_of_class(Desk)), inline_default=True)
 
     assert await rubric.score_turn() == {"polite": 0.1}
     assert await rubric.score_end() == {"solved": 1.0}
+
+
+def test_a_group_reward_with_self_is_refused_because_it_belongs_to_no_environment():
+    with pytest.raises(UsageError, match="@staticmethod"):
+
+        @reward(when="group")
+        def best(self, group):
+            return [0.0 for _ in group]
 
 
 def test_subclasses_override_and_remove_components():

@@ -82,9 +82,7 @@ class AlgorithmConfig(Config):
     @model_validator(mode="after")
     def _no_critic(self) -> AlgorithmConfig:
         if self.advantage == "gae":
-            raise ValueError(
-                "advantage gae needs a critic, which runs do not train; take grpo, rloo or turn_rtg_loo"
-            )
+            raise ValueError("advantage gae needs a critic, which runs do not train; take grpo, rloo or turn_rtg_loo")
         return self
 
 

@@ -257,8 +257,12 @@ class Pipeline:
     def _crew(self, worker: Worker, engine: HFEngine, renderer: Renderer, *, warm_steps: int) -> Crew:
         config = self.config
 
+        limits = config.runner.limits
+        room = min(limits.max_context_tokens, config.engine.max_length)  # the engine would refuse a longer prompt
+        bounds = config.runner.model_copy(update={"limits": limits.model_copy(update={"max_context_tokens": room})})
+
         def runner(sampling: Sampling) -> Runner:
-            return Runner(engine=engine, renderer=renderer, config=config.runner, sampling=sampling)
+            return Runner(engine=engine, renderer=renderer, config=bounds, sampling=sampling)
 
         def log(metrics: dict[str, float], step: int) -> None:
             self.trackers.log({**metrics, "rl/step": float(step)}, step=warm_steps + step)

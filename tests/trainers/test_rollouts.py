@@ -5,7 +5,7 @@ import pytest
 from agentenv import ToolEnv
 from agentenv.engine.protocol import Ack
 from agentenv.engine.scripted import ScriptedEngine
-from agentenv.errors import EngineError
+from agentenv.errors import EngineError, RolloutsFailed
 from agentenv.runner import Runner, RunnerConfig
 from agentenv.trainers.config import EnvConfig
 from agentenv.trainers.rollouts import MAX_GROUP_ATTEMPTS, Rollouts
@@ -84,3 +84,10 @@ def test_the_source_is_a_function_of_seed_and_number():
     assert SOURCE.group(7).seed != SOURCE.group(8).seed
     retry = SOURCE.group(7, attempt=1)
     assert (retry.seed, retry.group_id) == (SOURCE.group(7).seed, "7.1")
+
+
+async def test_a_set_up_in_which_nothing_can_be_played_ends_with_the_last_error(renderer):
+    rollouts = rollouts_of(renderer, failures=10**9)
+    with pytest.raises(RolloutsFailed, match="no database"):
+        await play(rollouts)
+    Flaky.failures_left = 0

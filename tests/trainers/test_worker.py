@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from agentenv.errors import UsageError
 from agentenv.trainers.config import AlgorithmConfig
 from agentenv.trainers.correction import CorrectionConfig, preset
 from agentenv.trainers.losses import LossConfig
@@ -141,3 +142,20 @@ def test_the_cosine_schedule_is_half_way_down_in_the_middle():
     assert learning_rate(config, step=0, num_steps=10) == 2.0
     assert learning_rate(config, step=5, num_steps=10) == pytest.approx(1.0)
     assert learning_rate(config, step=10, num_steps=10) == pytest.approx(0.0)
+
+
+def test_a_kl_penalty_pulls_towards_the_reference(samples):
+    flat = [policy_sample(s.sample_id, seed=i, advantage=0.0) for i, s in enumerate(samples)]
+    loss = LossConfig(policy="ppo_clip", kl_coefficient=1.0, kl_estimator="k2")
+    algorithm = AlgorithmConfig(loss=loss, correction=preset("none"))
+    reference = worker_of(seed=2).model
+    worker = Worker(
+        worker_of().model, optimizer=OptimizerConfig(learning_rate=1e-2), algorithm=algorithm, reference=reference
+    )
+    kl = [worker.update(flat, plan=PLAN)["kl"] for _ in range(8)]
+    assert kl[-1] < 0.5 * kl[0]
+
+
+def test_a_kl_penalty_without_a_reference_is_refused():
+    with pytest.raises(UsageError, match="no reference policy"):
+        worker_of(loss=LossConfig(kl_coefficient=0.1))
