@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from agentenv.agent.chat import ChatAgent
+from agentenv.agent.policy import record_spoken
 from agentenv.engine.protocol import Completion
 from agentenv.episode import Episode
 from agentenv.errors import UsageError
 from agentenv.messages import Message, ToolCall
-from agentenv.trajectory import VersionSpan
 
 
 class Left(BaseException):
@@ -42,16 +42,7 @@ class HumanAgent(ChatAgent):
             line = await asyncio.to_thread(self.ask, "you> ")
         except EOFError:
             raise Left from None
-        message = read_line(line, tools=episode.tools)
-        ids = episode.renderer.turn_ids(message, tools=episode.tools)
-        completion = Completion(
-            token_ids=ids,
-            logprobs=(0.0,) * len(ids),
-            finish_reason="stop",
-            weight_versions=(VersionSpan(version=-1, start=0, end=len(ids)),),
-        )
-        episode.record(completion)
-        return completion
+        return record_spoken(episode, read_line(line, tools=episode.tools))
 
     def _show_new(self, episode: Episode) -> None:
         spoken = [i for i, m in enumerate(episode.conversation) if m.role == "assistant"]

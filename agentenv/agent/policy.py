@@ -42,12 +42,17 @@ class PolicyAgent(ChatAgent):
             else:
                 said = env.random_action(rng)
         message = Message(role="assistant", content=said) if isinstance(said, str) else said
-        ids = episode.renderer.turn_ids(message, tools=episode.tools)
-        completion = Completion(
-            token_ids=ids,
-            logprobs=(0.0,) * len(ids),
-            finish_reason="stop",
-            weight_versions=(VersionSpan(version=-1, start=0, end=len(ids)),),
-        )
-        episode.record(completion)
-        return completion
+        return record_spoken(episode, message)
+
+
+def record_spoken(episode: Episode, message: Message) -> Completion:
+    """Record a turn that no model sampled, in the ids that one would have; log-probs 0, version -1."""
+    ids = episode.renderer.turn_ids(message, tools=episode.tools)
+    completion = Completion(
+        token_ids=ids,
+        logprobs=(0.0,) * len(ids),
+        finish_reason="stop",
+        weight_versions=(VersionSpan(version=-1, start=0, end=len(ids)),),
+    )
+    episode.record(completion)
+    return completion
