@@ -364,8 +364,9 @@ def test_the_random_policy_of_an_environment_without_tools_still_speaks():
 
 def test_group_components_are_kept_apart_from_those_of_an_episode():
     class Best(Desk):
+        @staticmethod
         @reward(when="group")
-        def best(self, group):
+        def best(group):
             return [0.0 for _ in group]
 
     assert [c.name for c in group_rewards(Best)] == ["best"]

@@ -14,11 +14,11 @@ async def server():
     app = web.Application()
     app.router.add_post("/echo", _echo)
     app.router.add_post("/slow", _slow)
-    app.router.add_post("/broken", lambda request: _text('{"half": '))
-    app.router.add_post("/list", lambda request: _text("[1]"))
-    app.router.add_post("/down", lambda request: _text("<html>overloaded</html>", status=503))
+    app.router.add_post("/broken", _answer('{"half": '))
+    app.router.add_post("/list", _answer("[1]"))
+    app.router.add_post("/down", _answer("<html>overloaded</html>", status=503))
     app.router.add_post("/cut", _cut)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -42,8 +42,11 @@ async def _slow(request):
     return web.json_response({})
 
 
-async def _text(text, status=200):
-    return web.Response(text=text, status=status)
+def _answer(text, status=200):
+    async def handler(request):
+        return web.Response(text=text, status=status)
+
+    return handler
 
 
 async def _cut(request):
