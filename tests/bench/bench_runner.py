@@ -86,7 +86,7 @@ def unique_replies(renderer, count):
     return script
 
 
-async def cost(*, max_episodes, is_unique=True, latency_s=0.0, episodes=EPISODES, repeats=3):
+async def cost(*, max_episodes, is_unique=True, latency_s=0.0, episodes=EPISODES, repeats=5):
     """Return CPU-ms per episode and episodes per wall second."""
     renderer = Renderer(bench_tokenizer(), family="qwen3")
     if is_unique:
@@ -166,7 +166,7 @@ def figures():
     at_64, _ = asyncio.run(cost(max_episodes=64))
     at_512, _ = asyncio.run(cost(max_episodes=512))
     repeating, _ = asyncio.run(cost(max_episodes=64, is_unique=False))
-    _, rate = asyncio.run(cost(max_episodes=512, latency_s=0.05, episodes=4096, repeats=1))
+    _, rate = asyncio.run(cost(max_episodes=512, latency_s=0.05, episodes=4096, repeats=3))
     return [
         figure("runner_cpu_ms_per_episode_64", at_64, unit="ms", at_most=0.60),
         figure("runner_cpu_512_over_64", at_512 / at_64, unit="ratio", at_most=1.3),

@@ -163,7 +163,11 @@ def _at_most(name: str, value: float, *, unit: str, target: float) -> Figure:
     return {"name": name, "value": round(value, 3), "unit": unit, "target": target, "ok": value <= target}
 
 
+def figures() -> list[Figure]:
+    """Measure everything."""
+    return [*gae_cpu_ms(), *grpo_cpu_ms(), *token_tis_cpu_ms(), *scheduler_transitions_per_s()]
+
+
 if __name__ == "__main__":
-    for measure in (gae_cpu_ms, grpo_cpu_ms, token_tis_cpu_ms, scheduler_transitions_per_s):
-        for figure in measure():
-            print(json.dumps(figure))
+    for line in figures():
+        print(json.dumps(line))
