@@ -20,14 +20,11 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from agentenv.byte_tokenizer import CONTROL_TOKENS, MARKUP_TOKENS
 from agentenv.config import Config
 from agentenv.errors import UsageError
 from agentenv.messages import Message
 
-CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""Written by templates only; `special` in the tokenizer."""
-MARKUP_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-"""Written by the model too; added tokens, but not special, as in Qwen3's own tokenizer."""
 NUM_NUMBERS = 100
 """Whole numbers 0..99 are single tokens."""
 
