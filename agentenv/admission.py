@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 
 
@@ -16,6 +17,10 @@ class Admission:
         max_episodes: episodes at once.
         max_tokens: tokens that running episodes may hold together; engines' caches are sized in tokens.
         expected_tokens: first guess of an episode's length.
+
+    Attributes:
+        num_waits: episodes that had to wait for their place.
+        waited_s: seconds that they waited, together.
     """
 
     def __init__(self, *, max_episodes: int, max_tokens: int, expected_tokens: int = 512) -> None:
@@ -23,12 +28,19 @@ class Admission:
         self.max_tokens = max_tokens
         self._expected = float(expected_tokens)
         self._num_running = 0
+        self.num_waits = 0
+        self.waited_s = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def num_running(self) -> int:
         """Episodes admitted and not finished."""
         return self._num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Episodes that wait for a place."""
+        return sum(not place.done() for place in tuple(self._waiting))  # cancelled ones stay in line until their turn
 
     async def enter(self) -> None:
         """Wait for a place."""
@@ -37,6 +49,8 @@ class Admission:
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
+        self.num_waits += 1
+        started = time.perf_counter()
         try:
             await place
         except asyncio.CancelledError:
@@ -44,6 +58,8 @@ class Admission:
                 self._num_running -= 1  # the place was given just before the cancellation
                 self._fill()
             raise
+        finally:
+            self.waited_s += time.perf_counter() - started
 
     def leave(self, *, num_tokens: int) -> None:
         """Give the place back.

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from agentenv.tokenizer import LeanTokenizer
+from agentenv.vision import ImageTokens
 
 CONTROL_TOKENS: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Tokens that only a template may write."""
@@ -23,6 +24,8 @@ MARKUP_TOKENS: tuple[str, ...] = (
     "</think>",
 )
 """Tokens that a model writes too."""
+VISION_TOKENS: tuple[str, ...] = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+"""Tokens around and in place of images."""
 
 
 def byte_backend() -> tokenizers.Tokenizer:
@@ -40,3 +43,14 @@ def byte_backend() -> tokenizers.Tokenizer:
 def byte_tokenizer() -> LeanTokenizer:
     """Return the shared byte tokenizer; render with family `"qwen3"`."""
     return LeanTokenizer(byte_backend(), name_or_path="bytes", eos_token="<|im_end|>")
+
+
+@functools.cache
+def vision_byte_tokenizer() -> LeanTokenizer:
+    """Return the shared byte tokenizer of a model that sees; render with family `"qwen3-vl"`."""
+    backend = byte_backend()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in VISION_TOKENS])
+    placeholder = backend.token_to_id("<|image_pad|>")
+    assert placeholder is not None
+    vision = ImageTokens(token_id=placeholder)
+    return LeanTokenizer(backend, name_or_path="bytes-vision", eos_token="<|im_end|>", vision=vision)

@@ -34,14 +34,14 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """All results of one environment.
+    """All results of one subject.
 
     Attributes:
-        env_id: what was checked.
+        name: what was checked.
         results: in the order in which they ran.
     """
 
-    env_id: str
+    name: str
     results: tuple[CheckResult, ...]
 
     @property
@@ -59,10 +59,31 @@ class CheckReport:
         """Promise, status and detail, for tables."""
         return tuple((result.name, result.status, result.detail) for result in self.results)
 
+    def require_ok(self) -> None:
+        """Raise unless every promise is kept.
+
+        Raises:
+            CheckFailed: lists every promise that does not hold.
+        """
+        if not self.is_ok:
+            found = "\n".join(f"- {result.name}: {result.detail}" for result in self.failures)
+            total = len(self.results)
+            raise CheckFailed(f"{self.name} breaks {len(self.failures)} of {total} promises:\n{found}")
+
     def __str__(self) -> str:
         width = max((len(result.name) for result in self.results), default=0)
         lines = [f"{r.status:8}{r.name:{width}}  {r.detail}".rstrip() for r in self.results]
-        return "\n".join([self.env_id, *lines])
+        return "\n".join([self.name, *lines])
+
+
+def result_of(name: str, found: str | Exception) -> CheckResult:
+    """Return the result of a promise from what its check returned or raised."""
+    if isinstance(found, str):
+        return CheckResult(name=name, status="ok", detail=found)
+    if isinstance(found, Skipped):
+        return CheckResult(name=name, status="skipped", detail=str(found))
+    detail = str(found) if isinstance(found, CheckFailed) else describe(found)
+    return CheckResult(name=name, status="FAILED", detail=detail)
 
 
 def check_env(
@@ -92,17 +113,12 @@ def check_env(
     results: list[CheckResult] = []
     for name, check in PROMISES.items():
         try:
-            results.append(CheckResult(name=name, status="ok", detail=check(subject)))
-        except Skipped as skipped:
-            results.append(CheckResult(name=name, status="skipped", detail=str(skipped)))
-        except CheckFailed as failed:
-            results.append(CheckResult(name=name, status="FAILED", detail=str(failed)))
+            results.append(result_of(name, check(subject)))
         except Exception as error:  # whatever an environment raises is a finding
-            results.append(CheckResult(name=name, status="FAILED", detail=describe(error)))
-    report = CheckReport(env_id=subject.name, results=tuple(results))
-    if raise_on_failure and not report.is_ok:
-        found = "\n".join(f"- {result.name}: {result.detail}" for result in report.failures)
-        raise CheckFailed(f"{report.env_id} breaks {len(report.failures)} of {len(results)} promises:\n{found}")
+            results.append(result_of(name, error))
+    report = CheckReport(name=subject.name, results=tuple(results))
+    if raise_on_failure:
+        report.require_ok()
     return report
 
 

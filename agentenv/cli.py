@@ -20,13 +20,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 check_app = typer.Typer(
-    help="Check that an environment keeps its promises.", no_args_is_help=True, rich_markup_mode=None
+    help="Check that an environment or an engine keeps its promises.", no_args_is_help=True, rich_markup_mode=None
+)
+engines_app = typer.Typer(
+    help="Environments of their own for large engines.", no_args_is_help=True, rich_markup_mode=None
 )
 prepare_app = typer.Typer(help="Turn data sets into task files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(check_app, name="check")
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(engines_app, name="engines")
 
 Policy = Literal["human", "oracle", "demonstrate", "random", "engine"]
+EngineName = Literal["vllm", "sglang"]
 EnvId = Annotated[str, typer.Argument(help="Registered id, e.g. agentenv/GuessNumber-v0.")]
 Overrides = Annotated[Optional[list[str]], typer.Argument(help="Dotted overrides: section.key=value.")]  # noqa: UP045
 EnvOptions = Annotated[
@@ -70,15 +75,49 @@ def play(
 def evaluate(
     env_id: EnvId,
     policy: Annotated[Policy, typer.Option(help="Who plays.")] = "oracle",
+    player: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--player",
+            help="oracle, demonstrate, random, model:FOLDER, openai:URL#MODEL, vllm:URL#FOLDER or sglang:URL#FOLDER; "
+            "repeat it to compare on the same seeds. Replaces --policy and --model.",
+        ),
+    ] = None,
     num_episodes: Annotated[int, typer.Option("-n", "--num-episodes", help="Episodes to play.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation.")] = 0,
-    temperature: Annotated[float, typer.Option(help="For --policy engine; 0 is greedy.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of models and endpoints; 0 is greedy.")] = 1.0,
     success_reward: Annotated[float, typer.Option(help="Return from which an episode counts as solved.")] = 1.0,
     model: ModelPath = None,
+    agent: Annotated[str, typer.Option(help="How models of --player play: chat, react, or module:Class.")] = "chat",
+    api_key_env: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Environment variable that holds the key of openai: players."),
+    ] = None,
+    max_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Tokens of one turn of openai: players."),
+    ] = None,
     env: EnvOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a policy: success, reward, turns, tokens, format, and how episodes ended."""
+    """Measure a policy, or compare players: success, reward, turns, tokens, format, and how episodes ended."""
+    if player:
+        _compare(
+            env_id,
+            players=player,
+            options={
+                "temperature": temperature,
+                "agent": agent,
+                "api_key_env": api_key_env,
+                "max_tokens": max_tokens,
+            },
+            num_episodes=num_episodes,
+            seed=seed,
+            success_reward=success_reward,
+            env_kwargs=_pairs(env),
+            as_json=as_json,
+        )
+        return
     summary = _call(
         "agentenv.play:evaluate_policy",
         env_id,
@@ -94,6 +133,15 @@ def evaluate(
         typer.echo(json.dumps(summary.as_dict()))
     else:
         _call("agentenv.play:show_summary", summary)
+
+
+def _compare(env_id: str, *, options: dict[str, Any], as_json: bool, **arguments: Any) -> None:
+    made = _call("agentenv.player:PlayerOptions", **options)
+    result = _call("agentenv.play:compare_players", env_id, options=made, **arguments)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+    else:
+        _call("agentenv.play:show_comparison", result)
 
 
 @app.command()
@@ -127,6 +175,16 @@ def replay(
 ) -> None:
     """Train again from stored trajectories, with the same or another algorithm."""
     _call("agentenv.trainers.command:replay", run, _named(overrides, name))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    to: Annotated[str, typer.Option(help="Folder that is written; new, or empty.")],
+    checkpoint: Annotated[Optional[str], typer.Option(help="Name of a checkpoint; the newest by default.")] = None,  # noqa: UP045
+) -> None:
+    """Write the model of a checkpoint as a Hugging Face folder, with an adapter merged."""
+    _call("agentenv.trainers.command:export", run, to=to, checkpoint=checkpoint)
 
 
 @app.command("list")
@@ -164,6 +222,82 @@ def check_env(
     """Run Gymnasium's checks and ours on an environment."""
     if not _call("agentenv.play:show_env_check", env_id, num_seeds=num_seeds, env_kwargs=_pairs(env)):
         raise typer.Exit(1)
+
+
+@check_app.command("engine")
+def check_engine(
+    name: Annotated[Literal["hf", "vllm", "sglang"], typer.Option(help="Which engine.")],
+    model: Annotated[str, typer.Option(help="Model folder that it serves, or shall serve.")],
+    url: Annotated[Optional[str], typer.Option(help="A server that already runs; else one is started.")] = None,  # noqa: UP045
+    in_process: Annotated[bool, typer.Option("--in-process", help="Inside this process.")] = False,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the engine's weights.")] = "float32",
+    max_length: Annotated[int, typer.Option(min=64, help="Tokens of prompt and output, at most.")] = 512,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="Do not send it new weights, nor check how it takes them.")
+    ] = False,
+) -> None:
+    """Check an engine against transformers and the protocol; nobody else may use it meanwhile."""
+    is_ok = _call(
+        "agentenv.engine_command:show_engine_check",
+        name=name,
+        model=model,
+        url=url,
+        in_process=in_process,
+        dtype=dtype,
+        max_length=max_length,
+        updates_weights=not keep_weights,
+    )
+    if not is_ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    engine: Annotated[EngineName, typer.Option(help="Which engine.")],
+    model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
+    overrides: Overrides = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Servers to start.")] = 1,
+    host: Annotated[str, typer.Option(help="Address to listen on; one that others reach demands a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the first server; 0 takes free ones.")] = 0,
+    api_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(envvar="AGENTENV_API_KEY", help="Key that clients must send."),
+    ] = None,
+) -> None:
+    """Start engine servers and serve until interrupted; overrides are keys of `engine`, e.g. max_length=2048."""
+    given = [f"name={engine}", f"replicas={replicas}", *([f"api_key={api_key}"] if api_key else []), *(overrides or [])]
+    raise typer.Exit(_call("agentenv.engine_command:serve_engine", given, model=model, host=host, port=port))
+
+
+@engines_app.command("install")
+def install_engine(
+    name: Annotated[EngineName, typer.Argument(help="Which engine.")],
+    to: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Folder; by default one in the user's cache, which is found again."),
+    ] = None,
+    device: Annotated[Optional[Literal["cpu", "cuda"]], typer.Option(help="Detected by default.")] = None,  # noqa: UP045
+    pip_arg: Annotated[Optional[list[str]], typer.Option(help="Argument of every `pip install`; repeatable.")] = None,  # noqa: UP045
+) -> None:
+    """Make an environment with an engine at pinned versions."""
+    venv = _call(
+        "agentenv.engine.install:install_engine",
+        name,
+        to=to,
+        device=device,
+        pip_args=pip_arg or [],
+        report=typer.echo,
+    )
+    if to is not None:
+        typer.echo(f"in a run file:  engine: {{name: {name}, python: {venv.python}}}")
+
+
+@engines_app.command("list")
+def list_engines() -> None:
+    """List the environments that were made."""
+    for venv in _call("agentenv.engine.engine_venv:installed_venvs"):
+        note = "" if venv.is_current else "  (outdated: install it again)"
+        typer.echo(f"{venv.name} {venv.version} {venv.device}  {venv.folder}{note}")
 
 
 @prepare_app.command("gsm8k")

@@ -23,6 +23,7 @@ from agentenv.config_keys import (
     schema,
     section_keys,
     suggestion,
+    variants_with,
 )
 from agentenv.errors import ConfigError, did_you_mean
 from agentenv.redaction import without_secrets
@@ -188,6 +189,10 @@ def _expected(model_type: type[BaseModel], key: str, *, otherwise: str = "a valu
 
 
 def _unknown(model_type: type[BaseModel], key: str) -> str:
+    owners = variants_with(model_type, key)
+    if owners:
+        section, _, leaf = key.rpartition(".")
+        return f'"{leaf}" does not go with the rest of section "{section}"; it belongs to {" and ".join(owners)}'
     near = suggestion(model_type, key)
     hint = f' Did you mean "{near}"?' if near else ""
     section, _, _ = key.rpartition(".")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import enum
+import functools
+import operator
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,12 +48,14 @@ class KeyRow:
         type: what is allowed, in words.
         default: as YAML; "required" where there is none.
         description: from the field, or the string below the attribute.
+        variant: where several sections may stand in one place, what chooses this one, e.g. `name: hf`.
     """
 
     key: str
     type: str
     default: str
     description: str
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,19 +152,28 @@ def key_table(model_type: type[BaseModel]) -> list[KeyRow]:
 
 
 def count_keys(model_type: type[BaseModel]) -> int:
-    """Return the number of keys that take a value."""
-    return len(key_table(model_type))
+    """Return the number of keys that take a value; what sections in one place have in common counts once."""
+    return len({row.key for row in key_table(model_type)})
+
+
+def variants_with(model_type: type[BaseModel], key: str) -> list[str]:
+    """Return, where several sections may stand in one place, what chooses those that have this key."""
+    section, _, leaf = key.rpartition(".")
+    place = resolve(model_type, section) if section else Place(annotation=model_type)
+    models = models_in(place.annotation) if place is not None else ()
+    return [_variant(model) for model in models if leaf in model.model_fields] if len(models) > 1 else []
 
 
 def reference_markdown(model_type: type[BaseModel]) -> str:
     """Return the reference page: a heading and a table for every section."""
-    sections: dict[str, list[KeyRow]] = {}
+    sections: dict[tuple[str, str], list[KeyRow]] = {}
     for row in key_table(model_type):
-        sections.setdefault(row.key.rpartition(".")[0], []).append(row)
+        sections.setdefault((row.key.rpartition(".")[0], row.variant), []).append(row)
     parts = []
-    for section, rows in sections.items():
-        parts.append(f"## `{section}`\n" if section else "## Top level\n")
-        about = _about(model_type, section)
+    for (section, variant), rows in sections.items():
+        chosen_by = f" with `{variant}`" if variant else ""
+        parts.append(f"## `{section}`{chosen_by}\n" if section else "## Top level\n")
+        about = _about(model_type, section, variant=variant)
         parts += [f"{about}\n"] if about else []
         parts.append("| Key | Allowed | Default | Meaning |\n| --- | --- | --- | --- |")
         parts += [
@@ -171,11 +184,13 @@ def reference_markdown(model_type: type[BaseModel]) -> str:
 
 
 def _below(annotation: Any, part: str) -> Place | None:
+    fields = [model.model_fields[part] for model in models_in(annotation) if part in model.model_fields]
+    if fields:
+        # sections that take each other's place may allow different values under one key
+        either = functools.reduce(operator.or_, [field.annotation for field in fields])
+        return Place(annotation=either, metadata=tuple(fields[0].metadata))
     for item in _members(annotation):
         if isinstance(item, type) and issubclass(item, BaseModel):
-            if part in item.model_fields:
-                field = item.model_fields[part]
-                return Place(annotation=field.annotation, metadata=tuple(field.metadata))
             continue
         origin, inner = get_origin(item) or item, get_args(item)
         if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -241,7 +256,9 @@ def _all_keys(model_type: type[BaseModel], *, prefix: str) -> Iterator[str]:
             yield from _all_keys(section, prefix=f"{prefix}{name}.")
 
 
-def _rows(model_type: type[BaseModel], *, prefix: str, defaults: BaseModel | None) -> Iterator[KeyRow]:
+def _rows(
+    model_type: type[BaseModel], *, prefix: str, defaults: BaseModel | None, variant: str = ""
+) -> Iterator[KeyRow]:
     for name, field in model_type.model_fields.items():
         key, sections = f"{prefix}{name}", models_in(field.annotation)
         is_given = isinstance(defaults, model_type)
@@ -252,9 +269,21 @@ def _rows(model_type: type[BaseModel], *, prefix: str, defaults: BaseModel | Non
                 type=allowed_text(field.annotation, metadata=field.metadata),
                 default="required" if field.is_required() and not is_given else _default_text(default),
                 description=" ".join((field.description or "").split()),
+                variant=variant,
             )
         for section in sections:
-            yield from _rows(section, prefix=f"{key}.", defaults=default if isinstance(default, section) else None)
+            yield from _rows(
+                section,
+                prefix=f"{key}.",
+                defaults=default if isinstance(default, section) else None,
+                variant=_variant(section) if len(sections) > 1 else variant,
+            )
+
+
+def _variant(model: type[BaseModel]) -> str:
+    """Return what chooses a section among several: the values of its `name`."""
+    field = model.model_fields.get("name")
+    return f"name: {' or '.join(literal_options(field.annotation))}" if field is not None else model.__name__
 
 
 def _own_default(field: FieldInfo) -> object:
@@ -275,9 +304,11 @@ def _default_text(value: object) -> str:
     return flow(str(value) if isinstance(value, Path) else value)
 
 
-def _about(model_type: type[BaseModel], section: str) -> str:
+def _about(model_type: type[BaseModel], section: str, *, variant: str) -> str:
     place = resolve(model_type, section) if section else Place(annotation=model_type)
     models = models_in(place.annotation) if place is not None else ()
+    if len(models) > 1:
+        models = tuple(model for model in models if _variant(model) == variant)
     first_paragraphs = [(model.__dict__.get("__doc__") or "").strip().split("\n\n")[0] for model in models]
     return " ".join(" ".join(first_paragraphs).split())
 

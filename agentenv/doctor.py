@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from agentenv.engine.engine_venv import installed_venvs
 from agentenv.errors import describe
-from agentenv.packages import CORE, ENGINES, EXTRAS, Package, import_failures, installed_version, is_new_enough
+from agentenv.packages import CORE, ENGINES, EXTRAS, LARGE, Package, import_failures, installed_version, is_new_enough
 from agentenv.probe import ask
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def diagnose(*, runs_folder: str | Path = "runs", timeout_s: float = 60.0) -> li
     ]
     for name, packages in EXTRAS.items():
         probes.append((f"extra {name}", _extra_probe(name, packages, f"agentenv[{name}]", timeout_s)))
-    for name, packages in ENGINES.items():
+    for name, packages in LARGE.items():
         probes.append((f"package {name}", _extra_probe(name, packages, name, timeout_s)))
+    for name in ENGINES:
+        probes.append((f"engine {name}", lambda name=name: _engine(name, timeout_s)))
     probes += [
         ("devices", lambda: _devices(timeout_s)),
         ("machine", _machine),
@@ -125,6 +128,28 @@ def _packages(topic: str, packages: Sequence[Package], *, install: str, timeout_
         detail = "; ".join(f"{name} {versions[name]} cannot be imported: {why}" for name, why in failures.items())
         return Finding(topic=topic, state="broken", detail=detail, remedy=f"{remedy} --force-reinstall")
     return Finding(topic=topic, state="ok", detail=found)
+
+
+_VERSION_PROGRAM = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
+
+
+def _engine(name: str, timeout_s: float) -> Finding:
+    """Look for an engine beside us and in an environment of its own; importing it would take half a minute."""
+    topic, install = f"engine {name}", f"agentenv engines install {name}"
+    beside = [(package.name, installed_version(package)) for package in ENGINES[name]]
+    found = [f"{package} {version} in this environment" for package, version in beside if version]
+    for venv in (venv for venv in installed_venvs() if venv.name == name):
+        about = f"{venv.version} for {venv.device} in {venv.folder}"
+        ran = ask([venv.python, "-I", "-c", _VERSION_PROGRAM, "agentenv"], timeout_s=timeout_s)
+        if ran.failure:
+            return Finding(topic=topic, state="broken", detail=f"{about}: {ran.failure}", remedy=install)
+        if venv.is_current:
+            found.append(about)
+    if found:
+        return Finding(topic=topic, state="ok", detail="; ".join(found))
+    is_outdated = any(venv.name == name for venv in installed_venvs())
+    detail = "its environment was made by another version of agentenv" if is_outdated else "not installed"
+    return Finding(topic=topic, state="missing", detail=detail, remedy=install)
 
 
 _DEVICE_PROGRAM = """

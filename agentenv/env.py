@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 import gymnasium
 import numpy as np
 
-from agentenv.errors import UsageError, boundary
+from agentenv.errors import DataError, UsageError, boundary, did_you_mean
 from agentenv.messages import Message, ToolCall, as_messages, message_from_dict
 from agentenv.offload import call_hook, is_async, run_inline, run_now
 from agentenv.reward import Reward, Rubric, rewards_of_class
@@ -21,6 +21,7 @@ from agentenv.tasks import Task, as_task
 from agentenv.text_calls import parse_turn
 from agentenv.tool import Tool, Toolbox, refused, toolbox_of, tools_of_class
 from agentenv.trajectory import StopReason
+from agentenv.vision import described_content
 
 Prompt = str | Message | Sequence[Message | Mapping[str, object]]
 Split = Literal["train", "test"]
@@ -144,6 +145,15 @@ class AgentEnv(gymnasium.Env[str, Action]):
     def tool_specs(self) -> tuple[dict[str, object], ...]:
         """Schemas of the tools that the model may call."""
         return ()
+
+    def offer_only(self, names: Sequence[str]) -> None:
+        """Offer, for the rest of the episode, only these of the present tools; calls of others are refused.
+
+        Raises:
+            DataError: a name is not among the present tools.
+        """
+        if names:
+            raise DataError(_not_offered(self, names, offered=()))
 
     # The asynchronous contract that the agent loop drives.
 
@@ -333,6 +343,13 @@ class ToolEnv(AgentEnv):
         """Replace the tools: from `setup` for this episode, from the constructor for all of them."""
         self.toolbox = toolbox_of(tools, inline_default=self.inline)
 
+    def offer_only(self, names: Sequence[str]) -> None:
+        """Offer, for the rest of the episode, only these of the present tools; calls of others are refused."""
+        missing = [name for name in names if name not in self.toolbox.tools]
+        if missing:
+            raise DataError(_not_offered(self, missing, offered=tuple(self.toolbox.tools)))
+        self.toolbox = replace(self.toolbox, tools={name: self.toolbox.tools[name] for name in names})
+
     def answer(self, text: str) -> Prompt | Awaitable[Prompt]:
         """Take a turn without tool calls; by default it ends the episode. May be async."""
         self.finish()
@@ -407,6 +424,14 @@ def group_rewards(env_class: type[AgentEnv]) -> tuple[Reward, ...]:
     return tuple(component for component in rewards_of_class(env_class) if component.when == "group")
 
 
+def _not_offered(env: AgentEnv, names: Sequence[str], *, offered: Sequence[str]) -> str:
+    named = ", ".join(names)
+    return (
+        f"task {env.task.task_id}: field 'tools' names {named}; {type(env).__name__} offers "
+        f"{', '.join(offered) or 'no tool'}.{did_you_mean(names[0], offered)}"
+    )
+
+
 def _own_rewards(cls: type[AgentEnv]) -> tuple[Reward, ...]:
     return tuple(component for component in rewards_of_class(cls) if component.when != "group")
 
@@ -442,7 +467,7 @@ def _observation(messages: tuple[Message, ...]) -> str:
 
 def _readable(message: Message) -> str:
     calls = [f"{call.name}({json.dumps(dict(call.arguments), default=str)})" for call in message.tool_calls]
-    return " ".join([message.content, *calls]).strip()
+    return " ".join([described_content(message), *calls]).strip()
 
 
 def _garbage_text(action: object) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import model_validator
+
 from agentenv.config import Config
+from agentenv.context import ContextConfig
 from agentenv.engine.protocol import Completion, Engine, SamplingParams, check_completion
 from agentenv.env import AgentEnv, Step
 from agentenv.errors import EngineError, boundary
-from agentenv.messages import Message
+from agentenv.extension import extended
+from agentenv.messages import Image, Message, images_of
 from agentenv.offload import within
 from agentenv.recorder import Recorder
-from agentenv.renderer import CutSide, Renderer
+from agentenv.renderer import Renderer, ToolSpecs
 from agentenv.seeds import derive_seed
-from agentenv.tasks import Task
+from agentenv.tasks import Task, tool_choice
+from agentenv.trace import traced
 from agentenv.trajectory import StopReason, Trajectory
 
 
@@ -39,16 +44,25 @@ class Limits(Config):
     """Tokens that the policy may write in one episode."""
     max_context_tokens: int = 16384
     """Length of prompt and completion together."""
+    context: ContextConfig = ContextConfig()
+    """What happens when that length is nearly reached."""
     max_observation_tokens: int = 4096
     """Tokens of one tool result or environment message; longer ones are cut, with a marker."""
-    keep_observation: CutSide = "middle"
-    """Which side of a cut observation stays: head, tail, or both ("middle" is cut out)."""
     step_timeout_s: float = 120.0
-    """One environment step, its tools included."""
+    """One environment step, its tools included; terminal rewards have as long again."""
     episode_timeout_s: float = 900.0
     """One episode, from reset to its last step."""
-    scoring_timeout_s: float = 120.0
-    """Grace for terminal rewards after the episode ended or ran out of budget."""
+
+    @model_validator(mode="after")
+    def _summary_fits(self) -> Limits:
+        context = self.context
+        room = int((1 - context.threshold) * self.max_context_tokens)
+        if context.when_full == "summarise" and room < context.max_summary_tokens:
+            raise ValueError(
+                f"above context.threshold {context.threshold} of max_context_tokens {self.max_context_tokens} there "
+                f"are {room} tokens; context.max_summary_tokens is {context.max_summary_tokens}. Lower one of the two"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,37 +132,102 @@ class Episode:
         self.reward_components: Mapping[str, float] = {}
         self.tools = env.tool_specs
         self.conversation: list[Message] = []
+        self.counts: dict[str, float] = {}
+        self._opening: tuple[Message, ...] | None = None
         self._started = time.perf_counter()
         self._engine_s = 0.0
         self._never_waits = False
 
     async def reset(self) -> tuple[Message, ...]:
-        """Start the environment; returns the opening messages, observations cut to their budget."""
+        """Start the environment; returns the opening messages, observations cut to their budget.
+
+        Only the first call starts anything; the runner makes it, because the task decides who plays.
+
+        Raises:
+            EpisodeError: side `"env"`.
+            DataError: the task's row names a tool that the environment does not offer.
+        """
+        if self._opening is not None:
+            return self._opening
         with boundary("env", f"{self.spec.env_id} reset"):
             step = await self.env.reset_async(seed=self.spec.seed, task=self.spec.task)
+        names = tool_choice(self.env.task)
+        if names is not None:
+            self.env.offer_only(names)
         self.tools = self.env.tool_specs
         self._never_waits = self.env._never_waits()
         opening = self._cut(step.messages)
         self.conversation.extend(opening)
+        self._opening = opening
         return opening
 
-    def room(self) -> int:
-        """Return how many tokens the next turn may have; 0 or less when a budget is exhausted."""
+    def begin(self, messages: Sequence[Message] | None = None, *, tools: ToolSpecs | None = None) -> None:
+        """Begin a token sequence with a fresh rendering; a second call is a break in history.
+
+        Args:
+            messages: what the policy is shown; the conversation by default.
+            tools: those that the template is given; all by default.
+        """
+        shown = self.conversation if messages is None else messages
+        ids = self.renderer.prompt_ids(shown, tools=self.tools if tools is None else tools)
+        self.recorder.begin(ids, images=images_of(shown))
+
+    def room(self, *, num_prompt_tokens: int | None = None, turn_tokens: int | None = None) -> int:
+        """Return how many tokens the next turn may have; 0 or less when a budget is exhausted.
+
+        Args:
+            num_prompt_tokens: length of its prompt; None is the recorded sequence.
+            turn_tokens: instead of `max_turn_tokens`.
+        """
+        prompt = len(self.recorder.token_ids) if num_prompt_tokens is None else num_prompt_tokens
         return min(
-            self.limits.max_turn_tokens,
+            self.limits.max_turn_tokens if turn_tokens is None else turn_tokens,
             self.limits.max_episode_tokens - self.recorder.num_sampled,
-            self.limits.max_context_tokens - len(self.recorder.token_ids),
+            self.limits.max_context_tokens - prompt,
         )
 
-    async def generate(self) -> Completion:
+    def exhausted(self, *, num_prompt_tokens: int | None = None) -> StopReason:
+        """Return which budget leaves no room."""
+        prompt = len(self.recorder.token_ids) if num_prompt_tokens is None else num_prompt_tokens
+        is_full = prompt >= self.limits.max_context_tokens
+        return StopReason.CONTEXT_OVERFLOW if is_full else StopReason.MAX_TOKENS
+
+    async def generate(self, *, turn_tokens: int | None = None) -> Completion:
         """Sample the next turn after the recorded ids, and record it.
+
+        Args:
+            turn_tokens: tokens at most, instead of `max_turn_tokens`.
 
         Raises:
             EpisodeError: side `"engine"`.
         """
-        turn = self.recorder.num_turns
+        recorder = self.recorder
+        completion = await self.sample(
+            recorder.token_ids,
+            max_tokens=self.room(turn_tokens=turn_tokens),
+            turn=recorder.num_turns,
+            images=recorder.images,
+        )
+        self.recorder.sample(completion)
+        return completion
+
+    @traced("generate")
+    async def sample(
+        self, prompt_ids: Sequence[int], *, max_tokens: int, turn: int, images: Sequence[Image] = ()
+    ) -> Completion:
+        """Sample a turn after any prompt, without recording it.
+
+        Args:
+            prompt_ids: the whole prompt.
+            max_tokens: at least 1.
+            turn: number of the turn; its seed derives from it.
+            images: of the prompt, one for every run of placeholder ids.
+
+        Raises:
+            EpisodeError: side `"engine"`.
+        """
         sampling = SamplingParams(
-            max_tokens=self.room(),
+            max_tokens=max_tokens,
             temperature=self.sampling.temperature,
             top_p=self.sampling.top_p,
             top_k=self.sampling.top_k,
@@ -158,23 +237,31 @@ class Episode:
         started = time.perf_counter()
         with boundary("engine", "generate"):
             completion = await self.engine.generate(
-                self.recorder.token_ids, sampling, session_id=self.session_id, deadline_s=self._time_left_s()
+                prompt_ids,
+                sampling,
+                session_id=self.session_id,
+                deadline_s=self.time_left_s(),
+                images=images,
             )
             check_completion(completion)
             if completion.finish_reason == "abort":
                 raise EngineError(f"the engine aborted the request after {len(completion.token_ids)} tokens")
         self._engine_s += time.perf_counter() - started
-        self.recorder.sample(completion)
         return completion
 
     def record(self, completion: Completion) -> None:
         """Record a turn that did not come from the engine (a scripted policy)."""
         self.recorder.sample(completion)
 
-    async def step(self, turn: Message) -> tuple[Message, ...]:
+    @traced("step")
+    async def step(self, turn: Message, *, turn_index: int = -1) -> tuple[Message, ...]:
         """Play the assistant's turn in the environment; returns the new messages, cut to their budget.
 
         Sets `stop_reason` and `reward_components` when the environment ended.
+
+        Args:
+            turn: what the assistant says.
+            turn_index: which recorded turn it is; the last one by default.
 
         Raises:
             EpisodeError: env, tool or reward failed, or the step ran past its deadline.
@@ -190,6 +277,7 @@ class Episode:
             num_tool_calls=len(turn.tool_calls),
             num_malformed_calls=step.num_malformed_calls,
             reward_components=step.turn_reward_components,
+            turn=turn_index,
         )
         if step.stop_reason is not None:
             self._end(step)
@@ -202,24 +290,48 @@ class Episode:
         """End the episode because a budget is exhausted; terminal rewards are still computed."""
         step = await within(
             self.env.truncate_async(reason),
-            timeout_s=self.limits.scoring_timeout_s,
+            timeout_s=self.limits.step_timeout_s,
             side="env",
             where=f"{self.spec.env_id} scoring",
         )
         self._end(step)
 
-    def observe(self, messages: tuple[Message, ...], *, is_closed: bool) -> None:
+    def observe(
+        self,
+        messages: Sequence[Message],
+        *,
+        is_closed: bool,
+        history: Sequence[Message] | None = None,
+        tools: ToolSpecs | None = None,
+    ) -> None:
         """Append new messages to the record; where the template rewrites history, begin a new sequence.
 
+        A new one begins also where the policy wrote an image placeholder: left in the prompt, it would take the place
+        of an image. Rendered anew it is text.
+
         Args:
-            messages: what the environment said.
+            messages: what the policy is shown next.
             is_closed: True when the sampled turn ended with a stop id.
+            history: all that it is shown, `messages` included, for a fresh rendering; the conversation by default.
+            tools: those that the template is given; all by default.
         """
-        ids = self.renderer.continuation_ids(messages, is_closed=is_closed, tools=self.tools)
-        if ids is not None:
-            self.recorder.observe(ids)
+        shown_tools = self.tools if tools is None else tools
+        ids = self.renderer.continuation_ids(messages, is_closed=is_closed, tools=shown_tools)
+        if ids is None or self.renderer.holds_placeholder(self.recorder.last_turn_ids):
+            shown = self.conversation if history is None else history
+            ids = self._added(shown, num_new=len(messages), is_closed=is_closed, tools=shown_tools)
+        if ids is None:
+            self.begin(history, tools=tools)
         else:
-            self.recorder.begin(self.renderer.prompt_ids(self.conversation, tools=self.tools))
+            self.recorder.observe(ids, images=images_of(messages))
+
+    def count(self, name: str, by: float = 1.0) -> None:
+        """Add to a metric of the trajectory."""
+        self.counts[name] = self.counts.get(name, 0.0) + by
+
+    def time_left_s(self) -> float:
+        """Return the seconds until the episode's deadline, at least a millisecond."""
+        return max(0.001, self.limits.episode_timeout_s - (time.perf_counter() - self._started))
 
     def trajectory(self, *, stop_reason: StopReason, error: str = "") -> Trajectory:
         """Return the record. Rewards of infrastructure failures are dropped: they say nothing about the policy."""
@@ -239,9 +351,22 @@ class Episode:
                 "episode_s": time.perf_counter() - self._started,
                 "engine_s": self._engine_s,
                 "history_breaks": float(self.recorder.num_breaks),
+                **self.counts,
             },
             attempt=self.spec.attempt,
         )
+
+    def _added(
+        self, history: Sequence[Message], *, num_new: int, is_closed: bool, tools: ToolSpecs
+    ) -> tuple[int, ...] | None:
+        """Return what follows the record where the template does not say it in general; None where it is rewritten."""
+        if self.renderer.holds_placeholder(self.recorder.last_turn_ids):
+            return None
+        known = self.recorder.token_ids
+        whole = extended(
+            self.renderer, known, history, num_known=len(history) - num_new, is_closed=is_closed, tools=tools
+        )
+        return None if whole is None else whole[len(known) :]
 
     def _end(self, step: Step) -> None:
         self.stop_reason = step.stop_reason
@@ -250,17 +375,10 @@ class Episode:
 
     def _cut(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         limit = self.limits.max_observation_tokens
-        if all(len(message.content) * 4 <= limit for message in messages):  # a character is at most four bytes
+        # a character is at most four bytes
+        if all(len(message.content) * 4 <= limit and not message.images for message in messages):
             return messages
-        return tuple(
-            Message(
-                role=message.role,
-                content=self.renderer.cut_text(message.content, max_tokens=limit, keep=self.limits.keep_observation),
-                tool_call_id=message.tool_call_id,
-                name=message.name,
-            )
-            for message in messages
-        )
-
-    def _time_left_s(self) -> float:
-        return max(0.001, self.limits.episode_timeout_s - (time.perf_counter() - self._started))
+        if any(message.images for message in messages):
+            _ = self.renderer.vision  # a model that reads text only is the caller's mistake, not the environment's
+        with boundary("env", f"{self.spec.env_id} observation"):
+            return tuple(self.renderer.cut(message, max_tokens=limit, keep="middle") for message in messages)

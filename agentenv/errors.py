@@ -8,6 +8,8 @@ from typing import Literal
 
 Side = Literal["env", "tool", "sandbox", "engine", "reward"]
 
+_DESCRIBED_CHARS = 8000
+
 
 class AgentEnvError(Exception):
     """Root of everything that this package raises on purpose."""
@@ -41,8 +43,24 @@ class RunFolderError(UsageError):
     """A run folder exists, is locked, or cannot be written."""
 
 
+class PlacementError(UsageError):
+    """A run asks for more machines or devices than there are."""
+
+
 class ToolError(AgentEnvError):
     """Raised by a tool to tell the *model* that its call was refused; becomes an error observation."""
+
+
+class GraphError(AgentEnvError):
+    """A graph that plays as an agent failed, or did what no environment can follow; names the node where known."""
+
+
+class EpisodeEnded(AgentEnvError):
+    """Raised inside an agent's own program: the episode is over, so what it still wants is not done."""
+
+
+class RankError(AgentEnvError):
+    """A process that trains failed or fell silent; names its rank and carries its traceback where there is one."""
 
 
 class EngineError(AgentEnvError):
@@ -55,6 +73,18 @@ class EngineClosed(EngineError):
 
 class RolloutsFailed(AgentEnvError):
     """Group after group failed without a scored episode; going on would never end."""
+
+
+class TrainingDiverged(AgentEnvError):
+    """Update after update had a loss or gradient that is not finite; the weights are those before the first of them."""
+
+
+class ClusterError(AgentEnvError):
+    """A part of a run on a cluster failed or was lost; names its role, its node, and what it said last."""
+
+
+class PeerLost(ClusterError):
+    """The process of a part is gone, or its node is."""
 
 
 class CheckFailed(AgentEnvError):
@@ -88,11 +118,13 @@ class DeadlineExceeded(EpisodeError):
 
 
 def describe(error: BaseException) -> str:
-    """Return `Type: message`, also for exceptions whose `str()` raises."""
+    """Return `Type: message`, also for exceptions whose `str()` raises; of a long message the beginning."""
     try:
         text = str(error)
-    except Exception:  # a foreign exception may have a broken __str__
+    except BaseException:  # a foreign exception may have a broken __str__
         text = "<message unavailable: str() raised>"
+    if len(text) > _DESCRIBED_CHARS:
+        text = f"{text[:_DESCRIBED_CHARS]}... ({len(text):,} characters)"
     name = type(error).__name__
     return f"{name}: {text}" if text else name
 

@@ -26,7 +26,8 @@ class EvalSummary:
         success_high: upper end.
         mean_reward: mean return.
         mean_turns: mean number of assistant turns.
-        mean_sampled_tokens: mean number of tokens that the policy wrote.
+        mean_sampled_tokens: mean number of tokens that the policy wrote: an endpoint's own count where one played, NaN
+            where it does not count.
         format_compliance: share of tool-call attempts that could be parsed; 1 where there were none.
         stop_reasons: how episodes ended, failures included.
         components: mean of every reward component, summed over an episode.
@@ -118,11 +119,19 @@ def summarise(trajectories: Sequence[Trajectory], *, name: str, success_reward: 
         success_high=high,
         mean_reward=_mean([t.reward for t in scored]),
         mean_turns=_mean([len(t.turns) for t in scored]),
-        mean_sampled_tokens=_mean([t.num_sampled_tokens for t in scored]),
+        mean_sampled_tokens=_mean([written_tokens(t) for t in scored]),
         format_compliance=1 - malformed / calls if calls else 1.0,
         stop_reasons=dict(sorted(Counter(t.stop_reason.value for t in trajectories).items())),
         components=_component_means(scored),
     )
+
+
+def written_tokens(trajectory: Trajectory) -> float:
+    """Return how many tokens the policy wrote; NaN where an endpoint played that does not say."""
+    metrics = trajectory.metrics
+    if metrics.get("unreported_turns"):
+        return math.nan
+    return metrics.get("reported_tokens", float(trajectory.num_sampled_tokens))
 
 
 def wilson_interval(successes: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:

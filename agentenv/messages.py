@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
+from agentenv.content import Image as Image
+from agentenv.content import content_parts, read_content, segments
 from agentenv.errors import UsageError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -56,16 +58,18 @@ class ToolResult:
         name: tool name as the model wrote it.
         content: text for the model.
         is_error: True when the call was refused, malformed or failed in a way the model may react to.
+        images: pictures, by their position in `content`.
     """
 
     call_id: str
     name: str
     content: str
     is_error: bool = False
+    images: tuple[Image, ...] = ()
 
     def to_message(self) -> Message:
         """Return the `tool` message that carries this result."""
-        return Message(role="tool", content=self.content, tool_call_id=self.call_id, name=self.name)
+        return Message(role="tool", content=self.content, tool_call_id=self.call_id, name=self.name, images=self.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,7 @@ class Message:
         tool_call_id: on a `tool` message, the call that it answers.
         name: on a `tool` message, the tool's name.
         reasoning: an assistant's reasoning text where the model family has a channel for it.
+        images: pictures, by their position in `content`.
     """
 
     role: Role
@@ -87,10 +92,12 @@ class Message:
     tool_call_id: str = ""
     name: str = ""
     reasoning: str = ""
+    images: tuple[Image, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """Return the OpenAI chat shape, leaving empty fields out."""
-        out: dict[str, object] = {"role": self.role, "content": self.content}
+        """Return the OpenAI chat shape, leaving empty fields out; with images the content is a list of parts."""
+        content = content_parts(self.content, self.images) if self.images else self.content
+        out: dict[str, object] = {"role": self.role, "content": content}
         if self.tool_calls:
             out["tool_calls"] = [call.to_dict() for call in self.tool_calls]
         if self.tool_call_id:
@@ -106,7 +113,7 @@ def message_from_dict(value: Mapping[str, object]) -> Message:
     """Read one message in the OpenAI chat shape.
 
     Args:
-        value: a mapping with `role` and `content`; text parts of a content list are joined.
+        value: a mapping with `role` and `content`; a content list may hold text and image parts (`read_content`).
 
     Raises:
         UsageError: names the field that is wrong and what was expected.
@@ -117,13 +124,28 @@ def message_from_dict(value: Mapping[str, object]) -> Message:
     calls = value.get("tool_calls") or ()
     if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
         raise UsageError(f"message field 'tool_calls' is {type(calls).__name__}; expected a list of calls")
+    text, images = read_content(value.get("content"))
+    if images and role == "assistant":
+        raise UsageError("an assistant message has images; models read pictures and write text")
     return Message(
         role=cast(Role, role),
-        content=_content_text(value.get("content")),
+        content=text,
         tool_calls=tuple(_call_from_value(call, index) for index, call in enumerate(calls)),
         tool_call_id=_text_field(value, "tool_call_id"),
         name=_text_field(value, "name"),
         reasoning=_text_field(value, "reasoning_content") or _text_field(value, "reasoning"),
+        images=images,
+    )
+
+
+def images_of(messages: Iterable[Message]) -> tuple[Image, ...]:
+    """Return the images of a conversation in the order in which a model reads them."""
+    return tuple(
+        piece
+        for message in messages
+        if message.images
+        for piece in segments(message.content, message.images)
+        if isinstance(piece, Image)
     )
 
 
@@ -187,18 +209,6 @@ def _call_from_value(value: object, index: int) -> ToolCall:
         return malformed_call(call_id=call_id, status="missing_name", raw=repr(value)[:2000])
     arguments, status = decode_arguments(body.get("arguments"))
     return ToolCall(call_id=call_id, name=name, arguments=arguments, status=status, raw=raw)
-
-
-def _content_text(content: object) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        if len(parts) == len(content) and all(isinstance(part, str) for part in parts):
-            return "".join(cast(list[str], parts))
-    raise UsageError(f"message field 'content' is {type(content).__name__}; expected text or a list of text parts")
 
 
 def _text_field(value: Mapping[str, object], key: str) -> str:

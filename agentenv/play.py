@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,25 +12,31 @@ from rich.markup import escape
 from rich.table import Table
 
 from agentenv.agent.human import HumanAgent, Left
-from agentenv.agent.policy import PolicyAgent
-from agentenv.agent.protocol import Agent
-from agentenv.byte_tokenizer import byte_tokenizer
-from agentenv.engine.scripted import ScriptedEngine
-from agentenv.episode import EpisodeSpec, Limits, Sampling
+from agentenv.compare import Comparison, compare
+from agentenv.episode import EpisodeSpec, Limits
 from agentenv.errors import UsageError
 from agentenv.evaluate import EvalSummary, evaluate, evaluation_groups
+from agentenv.player import (
+    Player,
+    PlayerOptions,
+    byte_runner,
+    check_player,
+    open_player,
+    parse_player,
+    parse_players,
+)
 from agentenv.registry import registered, registration
-from agentenv.renderer import Renderer
-from agentenv.runner import Runner, RunnerConfig
+from agentenv.runner import Runner
 from agentenv.trajectory import Trajectory
+from agentenv.vision import described_content
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 Who = Literal["human", "oracle", "demonstrate", "random", "engine"]
 
-# Scripted policies speak in bytes, so budgets in tokens are wide; a person may think for a day.
-_WIDE = Limits(
+# A person may think for a day, and what a person says is recorded in bytes.
+_PATIENT = Limits(
     max_turn_tokens=100_000,
     max_episode_tokens=1_000_000,
     max_context_tokens=2_000_000,
@@ -55,28 +61,21 @@ async def runner_for(
     Raises:
         UsageError: `"engine"` without a model.
     """
+    if who == "human":
+        screen = console or Console()
+        agent = HumanAgent(
+            ask=lambda text: screen.input(f"[bold cyan]{text}[/]"), show=lambda text: screen.print(escape(text))
+        )
+        yield byte_runner(agent, limits=_PATIENT)
+        return
     if who == "engine":
         if model is None:
             raise UsageError("--policy engine needs --model FOLDER_OR_HUB_ID")
-        from agentenv.engine.hf import HFEngine
-        from agentenv.tokenizer import load_tokenizer
-
-        renderer = Renderer(load_tokenizer(model))
-        engine = HFEngine.from_pretrained(model)
-        try:
-            yield Runner(engine=engine, renderer=renderer, sampling=Sampling(temperature=temperature))
-        finally:
-            await engine.close()
-        return
-    screen = console or Console()
-    agent: Agent = (
-        HumanAgent(ask=lambda text: screen.input(f"[bold cyan]{text}[/]"), show=lambda text: screen.print(escape(text)))
-        if who == "human"
-        else PolicyAgent(who)
-    )
-    renderer = Renderer(byte_tokenizer(), family="qwen3")
-    config = RunnerConfig(limits=_WIDE, max_tokens=10**9, max_retries=0)
-    yield Runner(engine=ScriptedEngine([()]), renderer=renderer, agent=agent, config=config)
+        player = Player(label=model, kind="model", model=model)
+    else:
+        player = parse_player(who)
+    async with open_player(player, options=PlayerOptions(temperature=temperature)) as runner:
+        yield runner
 
 
 def play_in_terminal(
@@ -97,7 +96,7 @@ def play_in_terminal(
         return
     if policy == "human":
         for message in _after_last_turn(trajectory):
-            console.print(escape(f"{message.name or message.role}> {message.content}"))
+            console.print(escape(f"{message.name or message.role}> {described_content(message)}"))
     else:
         show_transcript(trajectory, console=console)
     _show_ending(trajectory, console)
@@ -134,6 +133,68 @@ def evaluate_policy(
     return asyncio.run(measure())
 
 
+def compare_players(
+    env_id: str,
+    *,
+    players: Sequence[str],
+    num_episodes: int,
+    seed: int,
+    success_reward: float,
+    env_kwargs: Mapping[str, object],
+    options: PlayerOptions | None = None,
+) -> Comparison:
+    """Let players play the same episodes of the environment's test split, one player after the other.
+
+    A player whose episodes fail is reported beside the others; what the others did is kept.
+
+    Raises:
+        UsageError: a player cannot play, or no episode of any player could be played.
+    """
+    if num_episodes < 1:
+        raise UsageError(f"{num_episodes} episodes were asked for; at least 1 is needed")
+    registration(env_id)
+    parsed = parse_players(players)
+    options = PlayerOptions() if options is None else options
+    groups = evaluation_groups(env_id, num_episodes=num_episodes, seed=seed, env_kwargs={"split": "test", **env_kwargs})
+
+    async def measure() -> Comparison:
+        for player in parsed:
+            await check_player(player, options=options)
+        played: dict[str, list[Trajectory]] = {}
+        for player in parsed:
+            async with open_player(player, options=options) as runner:
+                _, played[player.label] = await evaluate(runner, groups, name=player.label)
+        result = compare(played, env_id=env_id, seed=seed, success_reward=success_reward)
+        if not any(summary.num_episodes for summary in result.summaries):
+            raise UsageError(f"all episodes of all players failed; the first: {next(iter(result.errors.values()))}")
+        return result
+
+    return asyncio.run(measure())
+
+
+def show_comparison(result: Comparison) -> None:
+    """Print players as columns, then the paired differences."""
+    console = Console(highlight=False)
+    names = {label: escape(name) for label, name in _short_names([s.name for s in result.summaries]).items()}
+    told = [dict(summary_rows(summary)) for summary in result.summaries]
+    table = Table("", *names.values(), title=result.env_id, title_justify="left")
+    for row in dict.fromkeys(name for rows in told for name in rows):
+        table.add_row(escape(row), *(escape(rows.get(row, "")) for rows in told))
+    console.print(table)
+    for player, error in result.errors.items():
+        console.print(f"[red]{escape(player)}[/]: first failure: {escape(error)}")
+    if not result.differences:
+        return
+    title = f"minus {names[result.differences[0].baseline]}; {result.method}"
+    heads = ("player", "metric", "difference", "interval", "pairs", "higher", "lower")
+    pairs = Table(*heads, title=title, title_justify="left")
+    for row in result.differences:
+        interval = f"[{row.low:+.3f}, {row.high:+.3f}]"
+        counts = map(str, (row.num_pairs, row.num_higher, row.num_lower))
+        pairs.add_row(names[row.player], row.metric, f"{row.difference:+.3f}", escape(interval), *counts)
+    console.print(pairs)
+
+
 def show_summary(summary: EvalSummary) -> None:
     """Print an evaluation as a table."""
     table = Table(title=summary.name, show_header=False, title_justify="left")
@@ -167,9 +228,10 @@ def show_transcript(trajectory: Trajectory, *, console: Console | None = None, t
         for call in message.tool_calls:
             said = call.raw if call.status != "ok" else f"{call.name}({_arguments(call.arguments)})"
             screen.print(f"[green]assistant>[/] [bold]call[/] {escape(said)}")
-        if message.content or not message.tool_calls:
+        content = described_content(message)
+        if content or not message.tool_calls:
             name = message.name or message.role
-            screen.print(f"[{colours[message.role]}]{escape(name)}>[/] {escape(message.content)}")
+            screen.print(f"[{colours[message.role]}]{escape(name)}>[/] {escape(content)}")
 
 
 def show_catalogue() -> None:
@@ -199,6 +261,12 @@ def show_env_check(env_id: str, *, num_seeds: int, env_kwargs: Mapping[str, obje
         table.add_row(*(escape(str(cell)) for cell in row))
     Console(highlight=False).print(table)
     return report.is_ok
+
+
+def _short_names(labels: Sequence[str]) -> dict[str, str]:
+    """Return, for the heads of columns, the model's name or the last folder; the whole label where two would agree."""
+    short = {label: label.rpartition("#")[2].rstrip("/").rpartition("/")[2] for label in labels}
+    return {label: name if list(short.values()).count(name) == 1 else label for label, name in short.items()}
 
 
 def _after_last_turn(trajectory: Trajectory) -> tuple[Any, ...]:

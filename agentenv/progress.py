@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
@@ -73,7 +74,7 @@ class PlainProgress:
     def __init__(
         self, stream: IO[str], *, interval_s: float = 10.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream = _Unbreakable(stream)
+        self._stream = Unbreakable(stream)
         self._interval_s = interval_s
         self._clock = clock
         self._name = ""
@@ -139,7 +140,7 @@ class RichProgress:
 
         self._console = console
         self._file = console.file
-        console.file = cast(Any, _Unbreakable(console.file))
+        console.file = cast(Any, Unbreakable(console.file))
         self._bars = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -220,21 +221,33 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else (f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}")
 
 
-class _Unbreakable:
-    """A stream whose writes never raise: a run outlives the terminal that it was started from."""
+class Unbreakable:
+    """A stream whose writes never raise: a run outlives the terminal, or the reader, that it was started from."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """Write, or lose the text."""
         # ValueError covers a closed stream and characters that its encoding lacks
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), self._discarding():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        """Flush, or lose the text."""
+        with contextlib.suppress(OSError, ValueError), self._discarding():
             self._stream.flush()
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        """Once nobody reads a pipe, write into nothing: what is still buffered would fail when the program ends."""
+        try:
+            yield
+        except BrokenPipeError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agentenv.engine.protocol import Completion
+from agentenv.messages import Image
 from agentenv.trajectory import TokenSequence, Turn
 
 
@@ -18,6 +19,7 @@ class _OpenSequence:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
 
     def freeze(self) -> TokenSequence:
         count = len(self.token_ids)
@@ -29,7 +31,10 @@ class _OpenSequence:
             is_sampled[start:end] = True
             position += end - start
         return TokenSequence(
-            token_ids=np.array(self.token_ids, dtype=np.int32), logprobs=logprobs, is_sampled=is_sampled
+            token_ids=np.array(self.token_ids, dtype=np.int32),
+            logprobs=logprobs,
+            is_sampled=is_sampled,
+            images=tuple(self.images),
         )
 
 
@@ -52,6 +57,23 @@ class Recorder:
         return self._sequences[-1].token_ids
 
     @property
+    def context_length(self) -> int:
+        """Tokens of the current sequence; 0 before the first."""
+        return len(self._sequences[-1].token_ids) if self._sequences else 0
+
+    @property
+    def images(self) -> list[Image]:
+        """Images of the current sequence, one for every run of placeholder ids. Callers never change it."""
+        return self._sequences[-1].images
+
+    @property
+    def last_turn_ids(self) -> list[int]:
+        """Ids that the policy wrote last in the current sequence; none where it has not spoken yet."""
+        spans = self._sequences[-1].spans
+        start, end = spans[-1] if spans else (0, 0)
+        return self.token_ids[start:end]
+
+    @property
     def num_breaks(self) -> int:
         return max(0, len(self._sequences) - 1)
 
@@ -60,26 +82,30 @@ class Recorder:
         """Assistant turns so far."""
         return len(self._turns)
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
-        """Start a sequence with a rendered conversation; a second call is a break in history."""
-        self._sequences.append(_OpenSequence(token_ids=list(prompt_ids)))
+    def begin(self, prompt_ids: Sequence[int], *, images: Sequence[Image] = ()) -> None:
+        """Start a sequence with a rendered conversation and its images; a second call is a break in history."""
+        self._sequences.append(_OpenSequence(token_ids=list(prompt_ids), images=list(images)))
 
-    def observe(self, token_ids: Sequence[int]) -> None:
-        """Append ids that the policy did not write."""
+    def observe(self, token_ids: Sequence[int], *, images: Sequence[Image] = ()) -> None:
+        """Append ids that the policy did not write, and the images whose placeholders are among them."""
         self._sequences[-1].token_ids.extend(token_ids)
+        self._sequences[-1].images.extend(images)
 
     def sample(self, completion: Completion) -> None:
         """Append what the engine sampled, as a new turn."""
-        sequence = self._sequences[-1]
-        start = len(sequence.token_ids)
-        sequence.token_ids.extend(completion.token_ids)
-        sequence.logprobs.extend(completion.logprobs)
-        end = len(sequence.token_ids)
-        sequence.spans.append((start, end))
+        self._sample(completion, sequence=len(self._sequences) - 1)
+
+    def _sample(self, completion: Completion, *, sequence: int) -> None:
+        open_sequence = self._sequences[sequence]
+        start = len(open_sequence.token_ids)
+        open_sequence.token_ids.extend(completion.token_ids)
+        open_sequence.logprobs.extend(completion.logprobs)
+        end = len(open_sequence.token_ids)
+        open_sequence.spans.append((start, end))
         self.num_sampled += end - start
         self._turns.append(
             Turn(
-                sequence=len(self._sequences) - 1,
+                sequence=sequence,
                 start=start,
                 end=end,
                 finish_reason=completion.finish_reason,
@@ -87,10 +113,47 @@ class Recorder:
             )
         )
 
-    def judge(self, *, num_tool_calls: int, num_malformed_calls: int, reward_components: Mapping[str, float]) -> None:
-        """Note what the environment said of the last turn."""
-        last = self._turns[-1]
-        self._turns[-1] = Turn(
+    def exchange(
+        self,
+        prompt_ids: Sequence[int],
+        completion: Completion,
+        *,
+        sequence: int | None,
+        images: Sequence[Image] = (),
+    ) -> int:
+        """Record a call of an agent that keeps its own conversation, as a new turn.
+
+        Args:
+            prompt_ids: the whole prompt.
+            completion: what was sampled after it.
+            sequence: which sequence the prompt extends; None begins one.
+            images: of the whole prompt.
+
+        Returns:
+            the index of the sequence.
+        """
+        if sequence is None:
+            sequence = len(self._sequences)
+            self.begin(prompt_ids, images=images)
+        else:
+            self._sequences[sequence].images[:] = images
+            known = self._sequences[sequence].token_ids
+            assert known == list(prompt_ids[: len(known)]), "a prompt must extend its sequence"
+            known.extend(prompt_ids[len(known) :])
+        self._sample(completion, sequence=sequence)
+        return sequence
+
+    def judge(
+        self,
+        *,
+        num_tool_calls: int,
+        num_malformed_calls: int,
+        reward_components: Mapping[str, float],
+        turn: int = -1,
+    ) -> None:
+        """Note what the environment said of a turn, the last one unless told otherwise."""
+        last = self._turns[turn]
+        self._turns[turn] = Turn(
             sequence=last.sequence,
             start=last.start,
             end=last.end,

@@ -8,23 +8,25 @@ a group share one), observations, and parses of completions.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, cast
 
+from agentenv.content import Image, segments, with_texts
+from agentenv.cutting import CutSide, cut_message, cut_text
 from agentenv.errors import ModelError, UsageError, did_you_mean
 from agentenv.hermes import PROBES, HermesReader
-from agentenv.messages import Message, ToolCall, decode_arguments, malformed_call
+from agentenv.message_key import MessageKey, dumped, message_keys
+from agentenv.messages import Message, ToolCall, decode_arguments, images_of, malformed_call
 from agentenv.skeleton import Skeleton, can_fill, learn_skeleton
-from agentenv.text_calls import parse_turn
+from agentenv.text_calls import bare_json_call, parse_turn
 from agentenv.tokenizer import LeanTokenizer, neutraliser
+from agentenv.vision import SUPPORTED, ImageTokens
 
 logger = logging.getLogger(__name__)
 
 ToolSpecs = tuple[Mapping[str, object], ...]
-CutSide = Literal["head", "tail", "middle"]
 
 _PROBE_TOOL: Mapping[str, object] = {
     "type": "function",
@@ -36,7 +38,8 @@ _PROBE_TOOL: Mapping[str, object] = {
 }
 _MAX_TOOL_SETS = 4096
 _CACHE_SIZE = 2048  # what repeats, repeats soon; larger caches make garbage collection slow
-_CUT_MARK = "\n[... {} tokens omitted ...]\n"
+_FAMILIES = ("qwen3", "llama-3", "qwen3.5", "glm-4.5", "glm-5", "deepseek-v3", "kimi-k2", "minimax-m2", "gpt-oss")
+_VISION_FAMILIES = ("qwen3-vl", "qwen3.5")
 
 
 class _Family(Protocol):
@@ -71,7 +74,8 @@ class Renderer:
         self.family_name = detect_family(tokenizer) if family == "auto" else family
         self._family = _make_family(tokenizer, self.family_name)
         self.stop_ids = self._family.stop_ids
-        self._clean_prompt = neutraliser(tokenizer.special_tokens)
+        placeholder = () if tokenizer.vision is None else (tokenizer.decode(tokenizer.vision.token_id),)
+        self._clean_prompt = neutraliser((*tokenizer.special_tokens, *placeholder))
         self._clean_tool = neutraliser(tokenizer.added_tokens)
         self._prompts = functools.lru_cache(maxsize=_CACHE_SIZE)(self._prompt)
         self._continuations = functools.lru_cache(maxsize=_CACHE_SIZE)(self._continuation)
@@ -84,8 +88,17 @@ class Renderer:
         self._tools_by_text: dict[str, ToolSpecs] = {"": ()}
 
     def prompt_ids(self, messages: Sequence[Message], *, tools: ToolSpecs = ()) -> tuple[int, ...]:
-        """Render a whole conversation up to where the assistant starts to write."""
-        return self._prompts(_key(messages), self._tools_key(tools))
+        """Render a whole conversation up to where the assistant starts to write.
+
+        An image is the run of placeholder ids that the model reads it as; `images_of(messages)` go to the engine.
+
+        Raises:
+            UsageError: there are images, but the model reads text only or its template leaves them out.
+        """
+        images = images_of(messages)
+        vision = self.vision if images else None
+        ids = self._prompts(message_keys(messages), self._tools_key(tools))
+        return ids if vision is None else vision.expand(ids, images)
 
     def continuation_ids(
         self, messages: Sequence[Message], *, is_closed: bool, tools: ToolSpecs = ()
@@ -103,9 +116,13 @@ class Renderer:
         """
         if any(message.role == "assistant" for message in messages):
             raise UsageError("an assistant message cannot be appended without re-encoding what was sampled")
-        ids = self._continuations(_key(messages), self._tools_key(tools))
+        images = images_of(messages)
+        vision = self.vision if images else None
+        ids = self._continuations(message_keys(messages), self._tools_key(tools))
         if ids is None:
             return None
+        if vision is not None:
+            ids = vision.expand(ids, images)
         return ids[1:] if is_closed else ids
 
     def parse(self, token_ids: Sequence[int], *, tools: ToolSpecs = (), turn: int = 0) -> Message:
@@ -133,30 +150,34 @@ class Renderer:
 
     def turn_ids(self, message: Message, *, tools: ToolSpecs = ()) -> tuple[int, ...]:
         """Return the ids, stop id included, that a policy would sample to say `message`; for demonstrations."""
-        return self._turns(_key((message,))[0], self._tools_key(tools))
+        return self._turns(message_keys((message,))[0], self._tools_key(tools))
+
+    def holds_placeholder(self, token_ids: Sequence[int]) -> bool:
+        """True where ids that a policy wrote would be taken for an image if they were left in a prompt."""
+        vision = self.tokenizer.vision
+        return vision is not None and vision.token_id in token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included."""
         return self.tokenizer.decode(token_ids)
 
-    def cut_text(self, text: str, *, max_tokens: int, keep: CutSide = "middle") -> str:
-        """Shorten a text to about `max_tokens` tokens, at token borders that are character borders, with a marker.
+    def cut(self, message: Message, *, max_tokens: int, keep: CutSide = "middle") -> Message:
+        """Shorten a message to about `max_tokens` tokens; see `cut_text` and `cut_message`."""
+        if message.images:
+            return cut_message(message, self.tokenizer, vision=self.vision, max_tokens=max_tokens, keep=keep)
+        content = cut_text(message.content, self.tokenizer, max_tokens=max_tokens, keep=keep)
+        return message if content == message.content else replace(message, content=content)
 
-        Args:
-            text: a tool's output, say.
-            max_tokens: tokens to keep, the marker not counted.
-            keep: which side stays: the `"head"`, the `"tail"`, or both with the `"middle"` cut out.
+    @property
+    def vision(self) -> ImageTokens:
+        """How the model reads images.
+
+        Raises:
+            UsageError: it reads text only.
         """
-        if len(text.encode("utf-8", "replace")) <= max_tokens:  # a token covers at least one byte
-            return text
-        ids, offsets = self.tokenizer.encode_with_offsets(text)
-        if len(ids) <= max_tokens:
-            return text
-        head = {"head": max_tokens, "tail": 0, "middle": (max_tokens + 1) // 2}[keep]
-        tail = max_tokens - head
-        start = offsets[head][0] if head else 0
-        end = offsets[len(ids) - tail][0] if tail else len(text)
-        return text[:start] + _CUT_MARK.format(len(ids) - max_tokens) + text[max(end, start) :]
+        if self.tokenizer.vision is None:
+            raise UsageError(f"images came, but {self.tokenizer.name_or_path} reads text only; images need {SUPPORTED}")
+        return self.tokenizer.vision
 
     def _tools_key(self, tools: ToolSpecs) -> str:
         """Return a text that stands for the schemas; schemas seen before cost a look-up by identity."""
@@ -167,16 +188,16 @@ class Renderer:
         if seen is None:
             if len(self._tools_seen) >= _MAX_TOOL_SETS:
                 self._tools_seen.clear()
-            seen = self._tools_seen[identity] = (tools, _dump(tools))
+            seen = self._tools_seen[identity] = (tools, dumped(tools))
             self._tools_by_text[seen[1]] = tools
         return seen[1]
 
-    def _prompt(self, messages: tuple[_MessageKey, ...], tools: str) -> tuple[int, ...]:
+    def _prompt(self, messages: tuple[MessageKey, ...], tools: str) -> tuple[int, ...]:
         cleaned, specs = self._cleaned(messages), self._tools_by_text[tools]
         ids = self._from_skeleton("prompt", cleaned, tools=tools)
         return tuple(self._family.prompt(cleaned, specs) if ids is None else ids)
 
-    def _continuation(self, messages: tuple[_MessageKey, ...], tools: str) -> tuple[int, ...] | None:
+    def _continuation(self, messages: tuple[MessageKey, ...], tools: str) -> tuple[int, ...] | None:
         cleaned = self._cleaned(messages)
         ids = self._from_skeleton("continuation", cleaned, tools=tools)
         if ids is None:
@@ -188,7 +209,7 @@ class Renderer:
     ) -> list[int] | None:
         """Render by filling a known skeleton; None where there is none, or the contents do not fit in."""
         contents = [message.content for message in messages]
-        if any(message.role == "assistant" for message in messages) or not can_fill(contents):
+        if any(message.role == "assistant" or message.images for message in messages) or not can_fill(contents):
             return None
         key = (kind, tools, *((m.role, m.name, m.tool_call_id) for m in messages))
         if key not in self._skeletons:
@@ -210,46 +231,21 @@ class Renderer:
     def _parse(self, token_ids: tuple[int, ...], tools: str) -> Message:
         return self._family.parse(list(token_ids), self._tools_by_text[tools])
 
-    def _turn(self, message: _MessageKey, tools: str) -> tuple[int, ...]:
+    def _turn(self, message: MessageKey, tools: str) -> tuple[int, ...]:
         return tuple(self._family.turn(message.message, self._tools_by_text[tools]))
 
-    def _cleaned(self, messages: tuple[_MessageKey, ...]) -> tuple[Message, ...]:
+    def _cleaned(self, messages: tuple[MessageKey, ...]) -> tuple[Message, ...]:
         out = []
         for key in messages:
             message = key.message
             clean = self._clean_tool if message.role == "tool" else self._clean_prompt
+            if message.images:
+                content, images = with_texts(message.content, message.images, change=clean)
+                out.append(replace(message, content=content, images=images))
+                continue
             content = clean(message.content)
             out.append(message if content == message.content else replace(message, content=content))
         return tuple(out)
-
-
-class _MessageKey:
-    """A message that hashes by what a template can see."""
-
-    __slots__ = ("_hash", "_parts", "message")
-
-    def __init__(self, message: Message) -> None:
-        self.message = message
-        calls = _dump([call.to_dict() for call in message.tool_calls]) if message.tool_calls else ""
-        self._parts = (
-            message.role,
-            message.content,
-            calls,
-            message.name,
-            message.tool_call_id,
-            message.reasoning,
-        )
-        self._hash = hash(self._parts)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _MessageKey) and self._parts == other._parts
-
-
-def _key(messages: Sequence[Message]) -> tuple[_MessageKey, ...]:
-    return tuple(map(_MessageKey, messages))
 
 
 def detect_family(tokenizer: LeanTokenizer) -> str:
@@ -271,7 +267,7 @@ def detect_family(tokenizer: LeanTokenizer) -> str:
             f"{tokenizer.name_or_path}: no chat template and no known model name; add chat_template.jinja to the "
             f"folder, or name the family with model.renderer (qwen3, llama-3, ...)"
         )
-    for name in ("qwen3", "llama-3", "qwen3.5", "glm-4.5", "glm-5", "deepseek-v3", "kimi-k2", "minimax-m2", "gpt-oss"):
+    for name in _FAMILIES if tokenizer.vision is None else _VISION_FAMILIES:
         if _renders_like_template(tokenizer, name):
             return name
     logger.info("%s: no known family renders like its chat template; using the template itself", tokenizer.name_or_path)
@@ -286,9 +282,13 @@ def _renders_like_template(tokenizer: LeanTokenizer, name: str) -> bool:
         Message(role="assistant", content="", tool_calls=(call,)),
         Message(role="tool", content="blue", tool_call_id="call_0_0", name="look"),
     )
+    probes = [(spoken, (_PROBE_TOOL,)), (spoken[:2], ()), (spoken[1:2], (_PROBE_TOOL,))]
+    if tokenizer.vision is not None:
+        seen = (Image(data=b"", position=2),)
+        probes.append(((spoken[0], *(m if m.role == "assistant" else replace(m, images=seen) for m in spoken[1:])), ()))
     try:
         family = _PackagedFamily(tokenizer, name)
-        for messages, tools in ((spoken, (_PROBE_TOOL,)), (spoken[:2], ()), (spoken[1:2], (_PROBE_TOOL,))):
+        for messages, tools in probes:
             expected = _TemplateFamily(tokenizer).prompt(messages, tools)
             if family.prompt(messages, tools) != expected:
                 return False
@@ -320,6 +320,9 @@ class _PackagedFamily:
         except Exception as error:
             raise ModelError(f"{tokenizer.name_or_path}: cannot be rendered as {name} ({error})") from error
         self.stop_ids = tuple(self._renderer.get_stop_token_ids())
+        # an image is then one placeholder, and nothing needs torch
+        has_images = getattr(self._renderer, "supports_process_multimodal", False)
+        self._options: dict[str, Any] = {"process_multimodal": False} if has_images else {}
         # what stands before a completion when a continuation is asked for: one turn that just closed
         self._opening = self.prompt((Message(role="user", content="?"),), ())
         # only a prompt that opens a reasoning block changes how a completion is read
@@ -332,14 +335,22 @@ class _PackagedFamily:
 
     def prompt(self, messages: Sequence[Message], tools: ToolSpecs) -> list[int]:
         """Render up to the assistant's opening."""
-        dicts = cast(Any, [message.to_dict() for message in messages])
-        return self._renderer.render_ids(dicts, tools=_package_tools(tools), add_generation_prompt=True)
+        return self.render(messages, tools, is_open=True)
+
+    def render(self, messages: Sequence[Message], tools: ToolSpecs, *, is_open: bool) -> list[int]:
+        """Render messages, with or without the assistant's opening at the end."""
+        renderer: Any = self._renderer
+        options = {"tools": _package_tools(tools), "add_generation_prompt": is_open}
+        if self._options:
+            return renderer.render(_template_dicts(messages), **options, **self._options).token_ids
+        return renderer.render_ids(_template_dicts(messages), **options)
 
     def continuation(self, messages: tuple[Message, ...], tools: ToolSpecs) -> list[int] | None:
         """Return the closing id and what follows a turn that was closed; None where history would be rewritten."""
         close = self.stop_ids[0]
-        dicts = cast(Any, [message.to_dict() for message in messages])
-        bridged = self._renderer.bridge_to_next_turn(self._opening, [close], dicts, tools=_package_tools(tools))
+        bridge: Any = self._renderer.bridge_to_next_turn
+        dicts = _template_dicts(messages)
+        bridged = bridge(self._opening, [close], dicts, tools=_package_tools(tools), **self._options)
         if bridged is None:
             # families that drop old reasoning at a new user query re-render then; without reasoning nothing changes
             return _canonical_continuation(self, messages, tools)
@@ -399,7 +410,7 @@ class _TemplateFamily:
     def render(self, messages: Sequence[Message], tools: ToolSpecs, *, is_open: bool) -> list[int]:
         """Render messages, with or without the assistant's opening at the end."""
         ids = self._tokenizer.apply_chat_template(
-            [message.to_dict() for message in messages],
+            _template_dicts(messages),
             tools=list(tools) or None,
             add_generation_prompt=is_open,
             tokenize=True,
@@ -416,7 +427,7 @@ class _TemplateFamily:
         end = next((i for i, token in enumerate(token_ids) if token in self.stop_ids), len(token_ids))
         text = self._tokenizer.decode(token_ids[:end])
         message = parse_turn(text)
-        return message if message.tool_calls else _bare_json_call(text)
+        return message if message.tool_calls else bare_json_call(text)
 
     def turn(self, message: Message, tools: ToolSpecs) -> list[int]:
         """Return the ids between the assistant's opening and its stop id."""
@@ -444,19 +455,12 @@ def _canonical_continuation(
     )
     spoken = Message(role="assistant", content="" if calls else "?", tool_calls=calls)
     base = (Message(role="user", content="?"), spoken)
-    before = _closed(family, base, tools)
+    before = family.render(base, tools, is_open=False)
     after = family.prompt((*base, *messages), tools)
     end = _last_index(before, family.stop_ids)
     if end < 0 or after[: len(before)] != before:
         return None
     return before[end:] + after[len(before) :]
-
-
-def _closed(family: _PackagedFamily | _TemplateFamily, messages: Sequence[Message], tools: ToolSpecs) -> list[int]:
-    if isinstance(family, _TemplateFamily):
-        return family.render(messages, tools, is_open=False)
-    dicts = cast(Any, [message.to_dict() for message in messages])
-    return family._renderer.render_ids(dicts, tools=_package_tools(tools))
 
 
 def _last_index(ids: Sequence[int], wanted: Sequence[int]) -> int:
@@ -480,20 +484,13 @@ def _as_call(parsed: Any, index: int) -> ToolCall:
     return ToolCall(call_id=call_id, name=str(parsed.name), arguments=arguments, status=status, raw=parsed.raw)
 
 
-def _bare_json_call(text: str) -> Message:
-    """Read a turn that is nothing but a JSON object with a name, as some templates write calls."""
-    stripped = text.strip()
-    if stripped.startswith("{") and stripped.endswith("}"):
-        try:
-            body = json.loads(stripped)
-        except (ValueError, RecursionError):
-            body = None
-        if isinstance(body, dict) and isinstance(body.get("name"), str):
-            arguments, status = decode_arguments(body.get("arguments", body.get("parameters")))
-            call = ToolCall(call_id="call_0", name=body["name"], arguments=arguments, status=status, raw=stripped)
-            return Message(role="assistant", content="", tool_calls=(call,))
-    return Message(role="assistant", content=text)
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+def _template_dicts(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """Return messages as templates expect them; an image is a part without data."""
+    out = [message.to_dict() for message in messages]
+    for value, message in zip(out, messages, strict=True):
+        if message.images:
+            value["content"] = [
+                {"type": "image"} if isinstance(piece, Image) else {"type": "text", "text": piece}
+                for piece in segments(message.content, message.images)
+            ]
+    return out

@@ -13,6 +13,7 @@ from agentenv.messages import Message
 from agentenv.report_data import PhaseTime, ReportData
 from agentenv.report_style import CSS
 from agentenv.transcript import TranscriptRow, call_text
+from agentenv.vision import described_content
 
 _MAX_TEXT = 20_000
 # no scripts and no load from outside: a model's text could do nothing even if it came through unescaped
@@ -183,7 +184,8 @@ def _message(message: Message, *, reward: float | None) -> str:
     head = message.role if not message.name else f"{message.role} · {message.name}"
     earned = f'<b class="chip {"good" if reward > 0 else ""}">{reward:+.3g}</b>' if reward else ""
     parts = [f'<pre class="thought">{_text(message.reasoning)}</pre>'] if message.reasoning else []
-    parts += [f"<pre>{_text(message.content)}</pre>"] if message.content else []
+    content = described_content(message)
+    parts += [f"<pre>{_text(content)}</pre>"] if content else []
     for call in message.tool_calls:
         if call.status == "ok":
             parts.append(f'<pre class="call">{_text(call_text(call.name, call.arguments))}</pre>')

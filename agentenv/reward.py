@@ -10,14 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, overload
 
-from agentenv.errors import EpisodeError, UsageError, boundary
+from agentenv.errors import EpisodeError, UsageError, boundary, describe
 from agentenv.offload import call_hook
+from agentenv.trace import traced
 from agentenv.trajectory import Trajectory
 
 F = TypeVar("F", bound=Callable[..., object])
 When = Literal["turn", "end", "group"]
 
 DEFAULT_TIMEOUT_S = 30.0
+
+MAX_REWARD = 1e12
+"""Largest size of a weighted component: its square, as in a variance, still fits float32 on its way to the trainer."""
+
+_SHOWN_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +55,7 @@ class Reward:
         """Return this component as a method of `owner`."""
         return replace(self, function=functools.partial(self.function, owner))
 
+    @traced("reward")
     async def value(self, *args: object, inline_default: bool) -> float:
         """Call the function and return its checked, weighted value.
 
@@ -70,12 +77,19 @@ class Reward:
             EpisodeError: says what came and what is allowed.
         """
         if not hasattr(raw, "__float__"):
-            raise EpisodeError("reward", self.name, f"returned {raw!r}; a finite number is needed")
-        number = float(raw)  # type: ignore[arg-type]
+            raise EpisodeError("reward", self.name, f"returned {_shown(raw)}; a finite number is needed")
+        try:
+            number = float(raw)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise EpisodeError("reward", self.name, f"returned {_shown(raw)}: {describe(error)}") from error
         if not math.isfinite(number) or not self.low <= number <= self.high:
             allowed = f"[{self.low:g}, {self.high:g}]"
             raise EpisodeError("reward", self.name, f"returned {number!r}; a finite number in {allowed} is needed")
-        return number * self.weight
+        value = number * self.weight
+        if not abs(value) <= MAX_REWARD:
+            told = f"returned {number:g}, {value:g} with its weight; at most {MAX_REWARD:g} can be trained on"
+            raise EpisodeError("reward", self.name, told)
+        return value
 
 
 @overload
@@ -194,6 +208,7 @@ def best_of_group(trajectories: Sequence[Trajectory]) -> list[float]:
     return [float(value == best and value > middle) for value in returns]
 
 
+@traced("group reward")
 async def _group_values(component: Reward, scored: Sequence[Trajectory]) -> Sequence[object]:
     with boundary("reward", component.name):
         values = await call_hook(
@@ -206,9 +221,17 @@ async def _group_values(component: Reward, scored: Sequence[Trajectory]) -> Sequ
         )
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(scored):
             raise EpisodeError(
-                "reward", component.name, f"must return a list of {len(scored)} numbers, returned {values!r}"
+                "reward", component.name, f"must return a list of {len(scored)} numbers, returned {_shown(values)}"
             )
         return values
+
+
+def _shown(raw: object) -> str:
+    try:
+        text = repr(raw)
+    except Exception as error:  # of a foreign class
+        text = f"<{type(raw).__name__}, whose repr raised {type(error).__name__}>"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def _mark(function: F, options: Mapping[str, Any]) -> F:

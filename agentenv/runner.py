@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from agentenv.admission import Admission
 from agentenv.agent.chat import ChatAgent
 from agentenv.agent.protocol import Agent
+from agentenv.agent.roster import Roster
 from agentenv.config import Config
 from agentenv.engine.protocol import Engine
 from agentenv.env import AgentEnv, group_rewards
 from agentenv.episode import Episode, EpisodeSpec, Limits, Sampling
 from agentenv.errors import DeadlineExceeded, EpisodeError, Side, UsageError, describe
+from agentenv.offload import is_leaving, within
 from agentenv.registry import make_bare, registration
 from agentenv.renderer import Renderer
 from agentenv.reward import score_group
+from agentenv.tally import EpisodeTally
 from agentenv.tasks import Task
+from agentenv.trace import traced
 from agentenv.trajectory import Group, StopReason, Trajectory
+
+_log = logging.getLogger(__name__)
+_END_SESSION_S = 30.0
 
 
 class RunnerConfig(Config):
@@ -77,6 +85,9 @@ class GroupSpec:
         )
 
 
+GroupScorer = Callable[[str, Sequence[Trajectory]], Awaitable[tuple[Trajectory, ...]]]
+"""Adds the group rewards of an environment, by its id, to the members of a complete group."""
+
 _STATUS_OF_SIDE: Mapping[Side, StopReason] = {
     "env": StopReason.ENV_ERROR,
     "tool": StopReason.TOOL_ERROR,
@@ -92,10 +103,16 @@ class Runner:
     Args:
         engine: where tokens come from; the caller owns and closes it.
         renderer: of the engine's model.
-        agent: how episodes are played.
+        agent: how episodes are played, unless their task's row names another agent; the caller closes it.
         config: bounds.
         sampling: how tokens are drawn.
         make_env: builds an environment for an episode; the registry's by default.
+        scorer: adds the group rewards of a registered environment, here by default.
+
+    Attributes:
+        num_retries: attempts that were played again.
+        running: episodes that are played now.
+        tally: counts attempts that ended, where somebody wants to know; None counts nothing.
     """
 
     def __init__(
@@ -107,15 +124,28 @@ class Runner:
         config: RunnerConfig | None = None,
         sampling: Sampling | None = None,
         make_env: Callable[[EpisodeSpec], AgentEnv] | None = None,
+        scorer: GroupScorer | None = None,
     ) -> None:
         self.engine = engine
         self.renderer = renderer
-        self.agent: Agent = ChatAgent() if agent is None else agent
+        self.roster = Roster(ChatAgent() if agent is None else agent)
         self.config = RunnerConfig() if config is None else config
         self.sampling = Sampling() if sampling is None else sampling
         self.make_env = _from_registry if make_env is None else make_env
+        self.scorer = score_registered if scorer is None else scorer
         self.admission = Admission(max_episodes=self.config.max_episodes, max_tokens=self.config.max_tokens)
         self.num_retries = 0
+        self.running: set[Episode] = set()
+        self.tally: EpisodeTally | None = None
+
+    @property
+    def agent(self) -> Agent:
+        """Who plays where a task's row names nobody."""
+        return self.roster.default
+
+    async def close(self) -> None:
+        """Close the agents that task rows named; idempotent. Nothing may be playing."""
+        await self.roster.close()
 
     async def run(self, groups: Iterable[GroupSpec]) -> AsyncGenerator[Group, None]:
         """Play groups and yield each as it completes, in order of completion.
@@ -175,13 +205,21 @@ class Runner:
                 num_tokens = trajectory.num_tokens
             finally:
                 self.admission.leave(num_tokens=num_tokens)
+            if self.tally is not None:
+                self.tally.add(trajectory)
             if trajectory.is_scored or spec.attempt >= self.config.max_retries:
                 return trajectory
             spec = replace(spec, attempt=spec.attempt + 1)
             self.num_retries += 1
 
+    @traced("episode")
     async def _attempt(self, spec: EpisodeSpec) -> Trajectory:
-        env = self.make_env(spec)
+        try:
+            env = self.make_env(spec)
+        except UsageError:
+            raise
+        except Exception as error:
+            return _unmade(spec, error=f"the environment could not be made: {describe(error)}")
         episode = Episode(
             spec,
             env=env,
@@ -191,22 +229,38 @@ class Runner:
             sampling=self.sampling,
         )
         status, error = StopReason.ENV_ERROR, ""
+        self.running.add(episode)
         try:
             status, error = await self._play(episode)
         finally:
+            self.running.discard(episode)
             close_error = await _close(env)
-            await self.engine.end_session(episode.session_id)
+            await self._end_session(episode.session_id)
         if close_error and not error:
             status, error = StopReason.ENV_ERROR, close_error
         return episode.trajectory(stop_reason=status, error=error)
+
+    async def _end_session(self, session_id: str) -> None:
+        """Let the engine forget an episode. One that cannot has lost nothing but a cached prefix."""
+        try:
+            await within(
+                self.engine.end_session(session_id), timeout_s=_END_SESSION_S, side="engine", where="end_session"
+            )
+        except Exception as error:
+            _log.warning("the engine could not end session %s: %s", session_id, describe(error))
 
     async def _play(self, episode: Episode) -> tuple[StopReason, str]:
         """Play to the end and return how it ended, with the error text of an infrastructure failure."""
         timeout_s = self.config.limits.episode_timeout_s
         scope = asyncio.timeout(timeout_s)
+        agent = self.agent
         try:
             async with scope:
-                await self.agent.play(episode)
+                await episode.reset()
+                agent = self.roster.agent_for(
+                    episode.env.task, tools=episode.tools, when_full=episode.limits.context.when_full
+                )
+                await agent.play(episode)
         except TimeoutError as error:
             if scope.expired():
                 return StopReason.DEADLINE, f"the episode did not end within {timeout_s:g} s"
@@ -217,10 +271,13 @@ class Runner:
             return _STATUS_OF_SIDE[error.side], str(error)
         except UsageError:
             raise
-        except Exception as error:
-            return StopReason.ENV_ERROR, f"agent {type(self.agent).__name__}: {describe(error)}"
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            # a BaseException of an agent's own, such as a person's leave, ends the run as it asks
+            if is_leaving(error):
+                raise
+            return StopReason.ENV_ERROR, f"agent {type(agent).__name__}: {describe(error)}"
         if episode.stop_reason is None:
-            return StopReason.ENV_ERROR, f"agent {type(self.agent).__name__} returned before the episode ended"
+            return StopReason.ENV_ERROR, f"agent {type(agent).__name__} returned before the episode ended"
         return episode.stop_reason, ""
 
     async def _with_group_rewards(self, spec: GroupSpec, members: list[Trajectory]) -> tuple[Trajectory, ...]:
@@ -228,13 +285,36 @@ class Runner:
         if not components:
             return tuple(members)
         try:
-            return await score_group(components, members)
+            return await self.scorer(spec.env_id, members)
         except EpisodeError as error:
             text = str(error)
             return tuple(
                 replace(t, stop_reason=StopReason.REWARD_ERROR, error=text, reward_components={}) if t.is_scored else t
                 for t in members
             )
+
+
+def _unmade(spec: EpisodeSpec, *, error: str) -> Trajectory:
+    """Return the trajectory of an episode that never had an environment."""
+    return Trajectory(
+        env_id=spec.env_id,
+        task_id="" if spec.task is None else spec.task.task_id,
+        group_id=spec.group_id,
+        member=spec.member,
+        seed=spec.seed,
+        stop_reason=StopReason.ENV_ERROR,
+        turns=(),
+        sequences=(),
+        reward_components={},
+        messages=(),
+        error=error,
+        attempt=spec.attempt,
+    )
+
+
+async def score_registered(env_id: str, members: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    """Add the group rewards of a registered environment; see `score_group`."""
+    return await score_group(group_rewards(registration(env_id).load()), members)
 
 
 def _from_registry(spec: EpisodeSpec) -> AgentEnv:
@@ -245,7 +325,9 @@ async def _close(env: AgentEnv) -> str:
     """Close an environment; returns what went wrong, or an empty string."""
     try:
         await env.close_async()
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and is_leaving(error):
+            raise
         return f"close failed: {describe(error)}"
     return ""
 

@@ -164,6 +164,7 @@ def _batches(rows: Sequence[Trajectory]) -> Iterator[tuple[Trajectory, ...]]:
     for row in rows:
         batch.append(row)
         size += 16 * row.num_tokens + sum(len(message.content) for message in row.messages) + 1024
+        size += sum(len(image.data) for message in row.messages for image in message.images)
         if size >= _BATCH_BYTES:
             yield tuple(batch)
             batch, size = [], 0

@@ -1,6 +1,6 @@
 """Tool calls written as text, for actions that arrive as strings: `<tool_call>{...}</tool_call>`.
 
-The agent loop never uses this: it parses calls from token ids. It serves Gymnasium users whose actions are text.
+It serves Gymnasium users whose actions are text, and models of no known family, whose turns are read as text.
 """
 
 from __future__ import annotations
@@ -31,6 +31,21 @@ def parse_turn(text: str, *, id_prefix: str = "call") -> Message:
         calls.append(_read_call(raw, call_id=f"{id_prefix}_{len(calls)}", is_closed=end >= 0))
         start = -1 if end < 0 else text.find(OPEN, end)
     return Message(role="assistant", content=content, tool_calls=tuple(calls))
+
+
+def bare_json_call(text: str) -> Message:
+    """Read a turn that is nothing but a JSON object with a name, as some templates write calls."""
+    stripped = text.strip()
+    if stripped.startswith("{") and stripped.endswith("}"):
+        try:
+            body = json.loads(stripped)
+        except (ValueError, RecursionError):
+            body = None
+        if isinstance(body, dict) and isinstance(body.get("name"), str):
+            arguments, status = decode_arguments(body.get("arguments", body.get("parameters")))
+            call = ToolCall(call_id="call_0", name=body["name"], arguments=arguments, status=status, raw=stripped)
+            return Message(role="assistant", content="", tool_calls=(call,))
+    return Message(role="assistant", content=text)
 
 
 def _read_call(raw: str, *, call_id: str, is_closed: bool) -> ToolCall:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import tokenizers
 
 from agentenv.errors import ModelError
+from agentenv.vision import ImageTokens, read_image_tokens
 
 _CACHE_SIZE = 2048
 _MAX_CACHED_CHARS = 4096
@@ -29,6 +30,7 @@ class LeanTokenizer:
         eos_token: end-of-turn token.
         chat_template: Jinja text, or empty.
         load_full: returns the Hugging Face tokenizer, for chat templates.
+        vision: how the model reads images; None where it reads text only.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class LeanTokenizer:
         eos_token: str = "",
         chat_template: str = "",
         load_full: Callable[[], Any] | None = None,
+        vision: ImageTokens | None = None,
     ) -> None:
         self._backend = backend
         self._load_full = load_full
+        self.vision = vision
         self.name_or_path = name_or_path
         self.chat_template = chat_template
         self.eos_token_id: int | None = backend.token_to_id(eos_token) if eos_token else None
@@ -82,7 +86,7 @@ class LeanTokenizer:
         """
         if self._load_full is None or not self.chat_template:
             raise ModelError(f"{self.name_or_path}: no chat template; add chat_template.jinja, or name a family")
-        return self._full.apply_chat_template(messages, **kwargs)
+        return self._full.apply_chat_template(messages, chat_template=self.chat_template, **kwargs)
 
     @functools.cached_property
     def _full(self) -> Any:
@@ -116,11 +120,16 @@ def load_tokenizer(path: str | Path) -> LeanTokenizer:
         eos_token=_token_text(settings.get("eos_token")),
         chat_template=_chat_template(folder, settings),
         load_full=lambda: _full_tokenizer(str(folder)),
+        vision=_vision_of_folder(folder),
     )
 
 
-def wrap_tokenizer(full: Any) -> LeanTokenizer:
+def wrap_tokenizer(full: Any, *, vision: ImageTokens | None = None) -> LeanTokenizer:
     """Return a lean view of a fast Hugging Face tokenizer.
+
+    Args:
+        full: the tokenizer.
+        vision: how its model reads images; looked up where the tokenizer came from a model folder.
 
     Raises:
         ModelError: it is a slow tokenizer.
@@ -130,12 +139,14 @@ def wrap_tokenizer(full: Any) -> LeanTokenizer:
     if backend is None:
         raise ModelError(f"{name}: a slow tokenizer; convert it to a fast one (tokenizer.json)")
     template = getattr(full, "chat_template", None)
+    folder = Path(name).expanduser()
     return LeanTokenizer(
         backend,
         name_or_path=name,
         eos_token=full.eos_token or "",
         chat_template=template if isinstance(template, str) else "",
         load_full=lambda: full,
+        vision=_vision_of_folder(folder) if vision is None and folder.is_dir() else vision,
     )
 
 
@@ -166,7 +177,18 @@ def _from_hub(name: str) -> LeanTokenizer:
         raise ModelError(f"{name}: no such folder, and transformers is not installed to look on the Hub") from error
     except Exception as error:
         raise ModelError(f"{name}: no such folder, and not a model that the Hub gave ({error})") from error
-    return wrap_tokenizer(full)
+    return wrap_tokenizer(full, vision=read_image_tokens(lambda file: _hub_file(name, file), name=name))
+
+
+def _hub_file(name: str, file: str) -> Path | None:
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
+
+
+def _vision_of_folder(folder: Path) -> ImageTokens | None:
+    return read_image_tokens(lambda file: folder / file, name=str(folder))
 
 
 def _full_tokenizer(path: str) -> Any:
@@ -194,5 +216,6 @@ def _chat_template(folder: Path, settings: Mapping[str, object]) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
+    # the template of a processor, which knows images, counts before that of its tokenizer
+    template = _read_json(folder / "chat_template.json").get("chat_template", settings.get("chat_template"))
     return template if isinstance(template, str) else ""

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import hashlib
 import inspect
-import json
 import re
 import time
 import types
@@ -17,9 +16,12 @@ from typing import Any, TypeVar, cast, overload
 
 import pydantic
 
+from agentenv.content import Image
 from agentenv.errors import ToolError, ToolSchemaError, UsageError, boundary, did_you_mean
 from agentenv.messages import ToolCall, ToolResult
 from agentenv.offload import call_hook, is_async
+from agentenv.tool_content import as_tool_content, encodable
+from agentenv.trace import traced
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -187,6 +189,7 @@ class Toolbox:
     def _is_inline(self, tool: Tool) -> bool:
         return self.inline_default if tool.options.inline is None else tool.options.inline
 
+    @traced("tool")
     async def run(self, call: ToolCall) -> ToolResult:
         """Run one call and return what the model is told.
 
@@ -197,12 +200,13 @@ class Toolbox:
             EpisodeError: with side `"tool"`.
         """
         started = time.perf_counter() if self.keep_audit else 0.0
+        images: tuple[Image, ...] = ()
         try:
-            content, is_error = await self._content(call), False
+            (content, images), is_error = await self._content(call), False
         except ToolError as refused:
-            content, is_error = f"Error: {refused}", True
+            content, is_error = encodable(f"Error: {refused}"), True
         if self.keep_audit:
-            digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()
+            digest = hashlib.sha256(b"".join([content.encode(), *(image.data for image in images)])).hexdigest()
             duration_s = time.perf_counter() - started
             self.audit.append(
                 AuditEntry(
@@ -214,9 +218,9 @@ class Toolbox:
                 )
             )
         name = encodable(call.name[:MAX_ECHOED_CHARS])
-        return ToolResult(call_id=call.call_id, name=name, content=encodable(content), is_error=is_error)
+        return ToolResult(call_id=call.call_id, name=name, content=content, is_error=is_error, images=images)
 
-    async def _content(self, call: ToolCall) -> str:
+    async def _content(self, call: ToolCall) -> tuple[str, tuple[Image, ...]]:
         if call.status != "ok":
             raise ToolError(_MALFORMED[call.status])
         tool = self.tools.get(call.name)
@@ -233,7 +237,7 @@ class Toolbox:
                 side="tool",
                 where=tool.name,
             )
-            return as_tool_text(value)
+            return as_tool_content(value)
 
 
 _MALFORMED: Mapping[str, str] = {
@@ -252,26 +256,6 @@ def refused(call: ToolCall, why: str) -> ToolResult:
     """Return the error result of a call that was not run."""
     name = encodable(call.name[:MAX_ECHOED_CHARS])
     return ToolResult(call_id=call.call_id, name=name, content=f"Error: {why}", is_error=True)
-
-
-def encodable(text: str) -> str:
-    """Return the text with lone surrogates, which JSON escapes can smuggle in and no tokenizer takes, replaced."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
-
-
-def as_tool_text(value: object) -> str:
-    """Return what a tool gave back as text: strings unchanged, models and containers as JSON."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return "ok"
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump_json()
-    return json.dumps(value, default=_jsonable, ensure_ascii=False)
 
 
 @overload
@@ -458,18 +442,6 @@ def _explain(tool: Tool, error: pydantic.ValidationError) -> str:
             text = f"unknown argument; allowed: {', '.join(known) or 'none'}.{hint}"
         problems.append(f"{path}: {text}")
     return f"invalid arguments for {tool.name}: " + "; ".join(problems)
-
-
-def _jsonable(value: object) -> object:
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode="json")
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: getattr(value, name) for name in cast(Any, value).__dataclass_fields__}
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if hasattr(value, "tolist"):
-        return cast(Any, value).tolist()
-    return str(value)
 
 
 def toolbox_of(tools: Sequence[Tool], *, inline_default: bool = False, keep_audit: bool = False) -> Toolbox:

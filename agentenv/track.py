@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from agentenv.config import Config, public_values
 from agentenv.errors import UsageError, describe
 from agentenv.metrics_log import MetricsLog
+from agentenv.trace import TracingConfig
 from agentenv.transcript import TranscriptRow
 
 _log = logging.getLogger(__name__)
@@ -30,12 +31,12 @@ class TrackingConfig(Config):
     """Trackers to feed; each needs the extra of its name."""
     project: str = "agentenv"
     """Project name in wandb."""
-    entity: str | None = None
-    """Team or user in wandb; null takes the account's default."""
-    tags: tuple[str, ...] = ()
-    """Tags of the run in wandb."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds to wait for a tracker to start, and again for it to finish; then training goes on without it."""
+    tracing: TracingConfig = TracingConfig()
+    """Spans of episodes."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port on the loopback interface where Prometheus finds the run's metrics; 0 takes a free one, null serves none."""
 
 
 class Tracker(Protocol):
@@ -69,6 +70,10 @@ class JsonlTracker:
 
     def log_transcripts(self, rows: Sequence[TranscriptRow], *, step: int) -> None:
         """Do nothing: the trajectory store has them."""
+
+    def forget(self, *, after_step: int) -> None:
+        """Cut off the lines of later steps, which a resumed run writes again."""
+        self._metrics.forget(after_step=after_step)
 
     def close(self) -> None:
         """Close the file."""
@@ -105,9 +110,7 @@ class WandbTracker:
         self._timeout_s = config.timeout_s
         self._run: Any = wandb.init(
             project=config.project,
-            entity=config.entity,
             name=run_name,
-            tags=config.tags,
             config=dict(values),
             dir=os.environ.get("WANDB_DIR") or str(folder),
             id=_run_id(folder),
@@ -165,14 +168,23 @@ class TensorboardTracker:
 class Trackers:
     """Sends everything to the JSON lines first, then to each back end; one that fails is dropped with one warning.
 
+    From then on every line carries `tracking/failed_back_ends`.
+
     Args:
         jsonl: the tracker that must not fail.
         others: back ends by name.
+        num_failed: back ends that were asked for and did not even start.
+
+    Attributes:
+        num_failed: back ends that were dropped, those included.
     """
 
-    def __init__(self, jsonl: Tracker, *, others: Mapping[str, Tracker] | None = None) -> None:
+    def __init__(
+        self, jsonl: JsonlTracker, *, others: Mapping[str, Tracker] | None = None, num_failed: int = 0
+    ) -> None:
         self._jsonl = jsonl
         self._others = dict(others or {})
+        self.num_failed = num_failed
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -185,6 +197,8 @@ class Trackers:
         Raises:
             StoreError: the JSON lines could not be written.
         """
+        if self.num_failed:
+            metrics = {**metrics, "tracking/failed_back_ends": float(self.num_failed)}
         self._jsonl.log(metrics, step=step)
         self._each(lambda tracker: tracker.log(metrics, step=step))
 
@@ -192,6 +206,14 @@ class Trackers:
         """Record episodes for people to read."""
         self._jsonl.log_transcripts(rows, step=step)
         self._each(lambda tracker: tracker.log_transcripts(rows, step=step))
+
+    def forget(self, *, after_step: int) -> None:
+        """Take the steps after `after_step` out of the JSON lines; the back ends show them twice.
+
+        Raises:
+            StoreError: the JSON lines could not be cut.
+        """
+        self._jsonl.forget(after_step=after_step)
 
     def close(self) -> None:
         """Finish all of them; idempotent."""
@@ -205,10 +227,18 @@ class Trackers:
                 action(tracker)
             except Exception as error:
                 del self._others[name]
+                self.num_failed += 1
                 _warn(name, error)
 
 
-def open_trackers(config: TrackingConfig, *, folder: str | Path, run_name: str, run_config: BaseModel) -> Trackers:
+def open_trackers(
+    config: TrackingConfig,
+    *,
+    folder: str | Path,
+    run_name: str,
+    run_config: BaseModel,
+    others: Mapping[str, Tracker] | None = None,
+) -> Trackers:
     """Open `metrics.jsonl` and the back ends of the configuration.
 
     Args:
@@ -216,6 +246,7 @@ def open_trackers(config: TrackingConfig, *, folder: str | Path, run_name: str, 
         folder: the run folder.
         run_name: name of the run.
         run_config: sent to the back ends, without its secrets.
+        others: further trackers by name, e.g. the gauges of a metrics endpoint.
 
     Raises:
         UsageError: a back end's package is not installed; names the extra.
@@ -229,13 +260,13 @@ def open_trackers(config: TrackingConfig, *, folder: str | Path, run_name: str, 
         "wandb": lambda: WandbTracker(config, folder=root, run_name=run_name, values=public_values(run_config)),
         "tensorboard": lambda: TensorboardTracker(root),
     }
-    others: dict[str, Tracker] = {}
+    opened: dict[str, Tracker] = dict(others or {})
     for name in config.back_ends:
         try:
-            others[name] = makers[name]()
+            opened[name] = makers[name]()
         except Exception as error:
             _warn(name, error)
-    return Trackers(jsonl, others=others)
+    return Trackers(jsonl, others=opened, num_failed=len(set(config.back_ends) - set(opened)))
 
 
 def _require(name: BackEnd) -> None:

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from agentenv.messages import Message
+from agentenv.messages import Image, Message
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -98,11 +98,13 @@ class TokenSequence:
         token_ids: int32[T].
         logprobs: float32[T]; log-prob under the sampling policy, 0 where the token was not sampled.
         is_sampled: bool[T]; True where the policy wrote the token.
+        images: one for every run of image placeholders in `token_ids`, in order.
     """
 
     token_ids: IntArray
     logprobs: FloatArray
     is_sampled: BoolArray
+    images: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.logprobs) == len(self.is_sampled)

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from agentenv.errors import StoreError
-from agentenv.messages import CallStatus, Message, Role, ToolCall
+from agentenv.messages import CallStatus, Image, Message, Role, ToolCall
 from agentenv.trajectory import StopReason, TokenSequence, Trajectory, Turn, VersionSpan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _VALUES = pa.map_(pa.string(), pa.float64())
 _SPAN = pa.struct([("version", pa.int64()), ("start", pa.int32()), ("end", pa.int32())])
@@ -40,6 +40,9 @@ _MESSAGE = pa.struct(
         ("reasoning", pa.string()),
     ]
 )
+_IMAGE = pa.struct([("data", pa.binary()), ("media_type", pa.string())])
+_IMAGE_PLACE = pa.struct([("message", pa.int32()), ("image", pa.int32()), ("position", pa.int32())])
+_SEQUENCE_IMAGE = pa.struct([("image", pa.int32()), ("position", pa.int32())])
 _SEQUENCES = {"token_ids": pa.int32(), "logprobs": pa.float32(), "is_sampled": pa.bool_()}
 SCHEMA = pa.schema(
     [
@@ -58,11 +61,14 @@ SCHEMA = pa.schema(
         ("metrics", _VALUES),
         ("turns", pa.list_(_TURN)),
         ("messages", pa.list_(_MESSAGE)),
+        ("images", pa.list_(_IMAGE)),  # every file once; the two columns below point at it by index
+        ("message_images", pa.list_(_IMAGE_PLACE)),
+        ("sequence_images", pa.list_(pa.list_(_SEQUENCE_IMAGE))),
         *((name, pa.list_(pa.list_(kind))) for name, kind in _SEQUENCES.items()),
     ],
     metadata={"agentenv.schema_version": str(SCHEMA_VERSION)},
 )
-"""One row per trajectory; the three token columns hold one inner list per sequence."""
+"""One row per trajectory; the three token columns and `sequence_images` hold one inner list per sequence."""
 
 
 def table_of(trajectories: Sequence[Trajectory], *, step: int, phase: str) -> pa.Table:
@@ -100,13 +106,18 @@ def trajectories_of(table: pa.Table) -> Iterator[Trajectory]:
             strict=True,
         )
         sequences = tuple(
-            TokenSequence(**{name: values[start:end].copy() for name, values in flat.items()}) for start, end in spans
+            TokenSequence(
+                **{name: values[start:end].copy() for name, values in flat.items()},
+                images=tuple(_image(row, place) for place in places),
+            )
+            for (start, end), places in zip(spans, row["sequence_images"], strict=True)
         )
         yield _trajectory(row, sequences=sequences)
 
 
 def _scalar_columns(trajectories: Sequence[Trajectory], *, step: int, phase: str) -> list[pa.Array]:
     count = len(trajectories)
+    images = [_images(one) for one in trajectories]
     values: dict[str, Iterable[object]] = {
         "phase": [_text(phase)] * count,
         "step": [step] * count,
@@ -123,6 +134,9 @@ def _scalar_columns(trajectories: Sequence[Trajectory], *, step: int, phase: str
         "metrics": (_pairs(one.metrics) for one in trajectories),
         "turns": ([_turn_row(turn) for turn in one.turns] for one in trajectories),
         "messages": ([_message_row(message) for message in one.messages] for one in trajectories),
+        "images": ([{"data": i.data, "media_type": _text(i.media_type)} for i in files.values()] for files in images),
+        "message_images": (_message_places(one, files) for one, files in zip(trajectories, images, strict=True)),
+        "sequence_images": (_sequence_places(one, files) for one, files in zip(trajectories, images, strict=True)),
     }
     return [pa.array(list(column), type=SCHEMA.field(name).type) for name, column in values.items()]
 
@@ -175,6 +189,33 @@ def _message_row(message: Message) -> dict[str, object]:
     }
 
 
+def _images(one: Trajectory) -> dict[str, Image]:
+    """Return the images of a trajectory by digest and format, each once, in the order in which they appear."""
+    groups = [*(message.images for message in one.messages), *(sequence.images for sequence in one.sequences)]
+    return {_image_key(image): image for images in groups for image in images}
+
+
+def _image_key(image: Image) -> str:
+    return f"{image.media_type} {image.digest}"
+
+
+def _message_places(one: Trajectory, files: Mapping[str, Image]) -> list[dict[str, int]]:
+    index = {key: number for number, key in enumerate(files)}
+    return [
+        {"message": number, "image": index[_image_key(image)], "position": image.position}
+        for number, message in enumerate(one.messages)
+        for image in message.images
+    ]
+
+
+def _sequence_places(one: Trajectory, files: Mapping[str, Image]) -> list[list[dict[str, int]]]:
+    index = {key: number for number, key in enumerate(files)}
+    return [
+        [{"image": index[_image_key(image)], "position": image.position} for image in sequence.images]
+        for sequence in one.sequences
+    ]
+
+
 def _call_row(call: ToolCall) -> dict[str, str]:
     return {
         "call_id": _text(call.call_id),
@@ -196,7 +237,7 @@ def _trajectory(row: Mapping[str, Any], *, sequences: tuple[TokenSequence, ...])
         turns=tuple(_turn(turn) for turn in row["turns"]),
         sequences=sequences,
         reward_components=row["reward_components"],
-        messages=tuple(_message(message) for message in row["messages"]),
+        messages=_messages(row),
         error=row["error"],
         metrics=row["metrics"],
         attempt=row["attempt"],
@@ -208,10 +249,25 @@ def _turn(row: Mapping[str, Any]) -> Turn:
     return Turn(**{**row, "weight_versions": spans})
 
 
-def _message(row: Mapping[str, Any]) -> Message:
-    return Message(
-        **{**row, "role": cast(Role, row["role"]), "tool_calls": tuple(_call(one) for one in row["tool_calls"])}
+def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    images: dict[int, list[Image]] = {}
+    for place in row["message_images"]:
+        images.setdefault(place["message"], []).append(_image(row, place))
+    return tuple(
+        Message(
+            **{
+                **message,
+                "role": cast(Role, message["role"]),
+                "tool_calls": tuple(_call(one) for one in message["tool_calls"]),
+                "images": tuple(images.get(number, ())),
+            }
+        )
+        for number, message in enumerate(row["messages"])
     )
+
+
+def _image(row: Mapping[str, Any], place: Mapping[str, int]) -> Image:
+    return Image(**row["images"][place["image"]], position=place["position"])
 
 
 def _call(row: Mapping[str, str]) -> ToolCall:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from agentenv.messages import Message
 from agentenv.trajectory import Trajectory
+from agentenv.vision import described_content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,4 +80,4 @@ def _body(message: Message) -> str:
         call_text(call.name, call.arguments) if call.status == "ok" else f"{call.status}: {call.raw}"
         for call in message.tool_calls
     ]
-    return "\n".join(part for part in (message.reasoning, message.content, *calls) if part)
+    return "\n".join(part for part in (message.reasoning, described_content(message), *calls) if part)

@@ -1,6 +1,9 @@
 """Shared fixtures: renderers that need no file, one per kind of template path."""
 
+import os
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share few cores; threads that spin for each other cost minutes
 
 import pytest
 from tokenizers import AddedToken

@@ -58,3 +58,19 @@ def test_no_place_is_lost_whoever_is_cancelled(cancelled, limit):
         assert admission.num_running == 0
 
     asyncio.run(scenario())
+
+
+async def test_waits_are_counted_and_a_cancelled_one_waits_no_longer():
+    admission = Admission(max_episodes=1, max_tokens=10**9)
+    await admission.enter()
+    first, second = (asyncio.create_task(admission.enter()) for _ in range(2))
+    await asyncio.sleep(0.02)
+    assert (admission.num_waiting, admission.num_waits) == (2, 2)
+
+    first.cancel()
+    await asyncio.sleep(0)
+    assert admission.num_waiting == 1
+    admission.leave(num_tokens=1)
+    await second
+    assert (admission.num_waiting, admission.num_waits) == (0, 2)
+    assert 0.03 < admission.waited_s < 1  # both waited for 0.02 s

@@ -286,7 +286,7 @@ def test_a_report_prints_one_line_per_promise():
         CheckResult(name="short", status="ok", detail=""),
         CheckResult(name="longer", status="FAILED", detail="x"),
     )
-    report = CheckReport(env_id="a/B-v0", results=results)
+    report = CheckReport(name="a/B-v0", results=results)
     assert str(report) == "a/B-v0\nok      short\nFAILED  longer  x"
     assert report.rows == (("short", "ok", ""), ("longer", "FAILED", "x"))
     assert not report.is_ok

@@ -39,7 +39,7 @@ def pages_with(kind: str) -> list[str]:
 def commands(page: str) -> Iterator[list[str]]:
     """Yield every `agentenv ...` command of a page, in blocks and in running text, as words."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    lines = [line for body in blocks(page, "bash") for line in body.splitlines()]
+    lines = [line for body in blocks(page, "bash") for line in body.replace("\\\n", " ").splitlines()]
     for line in [*lines, *re.findall(r"`(agentenv [^`]*)`", FENCE.sub("", text))]:
         words = shlex.split(line, comments=True)
         if words and words[0] == "agentenv":

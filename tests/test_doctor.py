@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import agentenv
 from agentenv.doctor import Finding, as_table, diagnose
+from agentenv.engine.engine_venv import RECIPES, EngineVenv
 from agentenv.packages import CORE, EXTRAS, Package, import_failures, installed_version, is_new_enough
 from agentenv.probe import ask
 
@@ -47,7 +49,7 @@ def findings(tmp_path_factory) -> dict[str, Finding]:
 @pytest.mark.slow
 def test_the_diagnosis_covers_everything_that_a_run_may_need(findings):
     extras = [f"extra {name}" for name in EXTRAS]
-    packages = ["package vllm", "package sglang", "package ray"]
+    packages = ["package ray", "engine vllm", "engine sglang"]
     rest = ["devices", "machine", "renderer", "bubblewrap", "runs folder", "GSM8K data"]
     assert list(findings) == ["python", "core packages", *extras, *packages, *rest]
 
@@ -154,6 +156,28 @@ def test_prepared_data_is_told_from_the_bundled_sample(tmp_path, monkeypatch):
     (finding,) = [one for one in diagnose(timeout_s=0.001) if one.topic == "GSM8K data"]
 
     assert (finding.state, finding.detail) == ("ok", f"prepared in {folder}")
+
+
+def test_an_engine_is_found_in_an_environment_of_its_own_and_an_outdated_or_broken_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "agentenv" / "engines" / "sglang-cpu-x"
+    (folder / "bin").mkdir(parents=True)
+    python = folder / "bin" / "python"
+
+    def finding(*, digest: str, program: str) -> Finding:
+        python.write_text(f"#!/bin/sh\n{program}\n")
+        python.chmod(0o755)
+        venv = {"name": "sglang", "device": "cpu", "version": "0.5.23", "folder": str(folder)}
+        EngineVenv(**venv, digest=digest, agentenv=agentenv.__version__).write()
+        (found,) = [one for one in diagnose(timeout_s=5.0) if one.topic == "engine sglang"]
+        return found
+
+    current = next(recipe.digest for recipe in RECIPES if (recipe.name, recipe.device) == ("sglang", "cpu"))
+    assert finding(digest=current, program="echo 1").detail == f"0.5.23 for cpu in {folder}"
+    outdated = finding(digest="of former pins", program="echo 1")
+    assert (outdated.state, outdated.remedy) == ("missing", "agentenv engines install sglang")
+    broken = finding(digest=current, program="exit 3")
+    assert (broken.state, broken.remedy) == ("broken", "agentenv engines install sglang")
 
 
 def test_looking_does_not_import_what_is_heavy_into_this_process():

@@ -193,6 +193,7 @@ def test_a_failing_teardown_still_closes():
     assert env.num_teardowns == 1
 
 
+@pytest.mark.fault("step after done", then="refused with the remedy", metric="none: a caller's mistake")
 def test_use_outside_an_episode_is_told_with_the_remedy():
     env = Parrot()
     with pytest.raises(UsageError, match="step on Parrot: the episode has not begun; call reset first"):

@@ -1,5 +1,6 @@
 """Every example runs from the repository's root and shows what it promises."""
 
+import json
 import os
 import re
 import subprocess
@@ -69,6 +70,8 @@ def test_a_short_training_run_leaves_its_folder_and_only_documented_metrics(tmp_
     written = {name for line in read_metrics(tmp_path / "example" / "metrics.jsonl") for name in line.metrics}
     assert {"rollout/reward/found", "train/clip_high", "mismatch/k3", "eval/success", "sft/cross_entropy"} <= written
     assert sorted(_general(name) for name in written if _general(name) not in documented_metrics()) == []
+    phases = {event["name"] for event in json.loads((tmp_path / "example" / "timeline.json").read_text())}
+    assert {"rollout", "credit", "publish", "forward", "backward", "optimizer", "pause", "group 0"} <= phases
 
 
 def test_policies_are_measured_and_pass_at_k_grows_with_k():
@@ -83,6 +86,31 @@ def test_policies_are_measured_and_pass_at_k_grows_with_k():
 def test_the_metrics_of_every_policy_loss_are_documented():
     assert set(POLICY_LOSSES) == {"ppo_clip", "dppo_tv"}
     assert {"train/clip_low", "train/clip_high", "train/dual_clip", "train/tv_dropped"} <= documented_metrics()
+
+
+def test_a_langgraph_graph_plays_a_group_and_every_sequence_becomes_a_sample():
+    out = run("07_langgraph", timeout_s=110)
+    episodes = re.findall(r"^episode (\d): turns (\d+), sequences (\d+), return ([01])", out, re.MULTILINE)
+    samples = re.findall(r"^sample demo/(\d)/\d: (\d+) tokens trained, ([-+][0-9.]+)", out, re.MULTILINE)
+    assert len(episodes) == 4
+    assert len(samples) == sum(int(sequences) for _, _, sequences, _ in episodes) > 4  # a branch was drawn again
+    assert {reward for *_, reward in episodes} == {"0", "1"}
+    signs = {member: {float(a) > 0 for m, _, a in samples if m == member} for member, *_ in episodes}
+    assert signs == {member: {reward == "1"} for member, _, _, reward in episodes}
+
+
+def test_a_program_with_the_openai_client_plays_a_group_and_is_trained_token_by_token():
+    out = run("08_train_any_program", timeout_s=110)
+    found = re.findall(
+        r"^member \d: (\d) turns in 1 sequence, return ([01]), \d+ trained tokens, advantage (\S+)", out, re.M
+    )
+    assert [(reward, advantage) for _, reward, advantage in found] == [
+        # the baseline is the mean of the three others
+        ("0", "-0.67"),
+        ("1", "+0.67"),
+        ("0", "-0.67"),
+        ("1", "+0.67"),
+    ]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -66,6 +66,7 @@ def test_a_missing_file_or_folder_is_a_store_error(tmp_path):
         MetricsLog(tmp_path / "none" / "metrics.jsonl")
 
 
+@pytest.mark.fault("output folder vanishes: metrics.jsonl", then="nothing is written elsewhere", metric="StoreError")
 def test_a_file_that_vanished_is_told_instead_of_writing_into_nothing(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.write({"a": 1}, step=0)
@@ -75,6 +76,7 @@ def test_a_file_that_vanished_is_told_instead_of_writing_into_nothing(tmp_path):
     log.close()
 
 
+@pytest.mark.fault("disk full: metrics.jsonl", then="the next line is written", metric="StoreError")
 def test_a_line_that_does_not_fit_on_the_disk_leaves_the_lines_before_it_whole(tmp_path):
     path = tmp_path / "metrics.jsonl"
     program = (
@@ -93,6 +95,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_the_lines_before_it_whole(t
     assert [line.step for line in read_metrics(path)] == [0, 2]
 
 
+@pytest.mark.fault("kill -9 while metrics are written", then="all lines are read", metric="none: a new process")
 def test_every_line_that_was_written_survives_a_kill(tmp_path):
     path = tmp_path / "metrics.jsonl"
     program = (
@@ -123,3 +126,14 @@ def test_writing_leaves_no_descriptor_open_after_close(tmp_path):
     log.close()
     assert len(os.listdir("/proc/self/fd")) == before
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 0
+
+
+def test_later_steps_can_be_cut_off_and_written_again(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3, 4):
+        log.write({"x": float(step)}, step=step)
+    log.forget(after_step=2)
+    log.write({"x": 30.0}, step=3)
+    log.close()
+
+    assert [(line.step, line.metrics["x"]) for line in read_metrics(log.path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]

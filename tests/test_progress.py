@@ -153,6 +153,7 @@ def test_a_closed_stream_is_no_fault():
     progress.message("into nothing")
 
 
+@pytest.mark.fault("terminal goes away", then="the work goes on", metric="none: nothing is lost")
 @pytest.mark.parametrize("kind", ["PlainProgress(console.file, interval_s=0)", "RichProgress(console)"])
 def test_a_run_outlives_the_terminal_it_was_started_from(tmp_path, kind):
     program = (

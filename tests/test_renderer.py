@@ -192,6 +192,6 @@ def _family_parse(renderer, ids):
 
 
 def _keys(messages):
-    from agentenv.renderer import _key
+    from agentenv.message_key import message_keys
 
-    return _key(messages)
+    return message_keys(messages)

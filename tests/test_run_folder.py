@@ -65,6 +65,7 @@ def test_resume_goes_on_in_the_folder_and_starts_anew_where_there_is_none(tmp_pa
         assert folder.config_path.read_text() == "seed: 1\n"
 
 
+@pytest.mark.fault("two runs in one folder: the lock", then="the first keeps it", metric="RunFolderError")
 def test_a_second_run_in_the_folder_is_refused_with_the_process_id_of_the_first(tmp_path):
     first = holder(tmp_path)
     try:
@@ -74,6 +75,7 @@ def test_a_second_run_in_the_folder_is_refused_with_the_process_id_of_the_first(
         stop(first, signal.SIGTERM)
 
 
+@pytest.mark.fault("kill -9 of a run: the lock", then="its folder can be opened", metric="none: a new process")
 def test_the_lock_of_a_killed_process_is_free_again(tmp_path):
     stop(holder(tmp_path), signal.SIGKILL)
     with RunFolder(tmp_path, name="a", resume=True) as folder:
@@ -131,6 +133,7 @@ def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
         RunFolder(tmp_path, name="a")
 
 
+@pytest.mark.fault("disk full or read-only at the start", then="nothing was begun", metric="RunFolderError")
 @pytest.mark.parametrize(
     ("options", "reason"), [("size=64k", "No space left"), ("size=1m,ro", "Read-only file system")]
 )

@@ -103,6 +103,11 @@ async def test_a_successful_episode_closes_its_environment_once(renderer):
     assert [env.num_teardowns for env in envs] == [1]
 
 
+@pytest.mark.fault(
+    "engine fails, aborts, sends NaN or too few log-probs",
+    then="the retry is scored",
+    metric="agentenv_episode_retries_total",
+)
 @pytest.mark.parametrize("fault", ["fail_every", "abort_every", "bad_logprob_every", "short_logprobs_every"])
 async def test_an_engine_fault_is_retried_once_and_the_second_attempt_counts(renderer, fault):
     # requests 0, 2, 4 ... are answered well, 1, 3, 5 ... are hit: with retries every second episode needs one

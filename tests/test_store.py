@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentenv.errors import StoreError
-from agentenv.messages import Message, ToolCall
+from agentenv.messages import Image, Message, ToolCall
 from agentenv.store import TrajectoryStore
 from agentenv.trajectory import StopReason, TokenSequence, Trajectory, Turn, VersionSpan
 
@@ -37,6 +37,17 @@ STATUS = st.sampled_from(
     ["ok", "invalid_json", "unclosed_block", "missing_name", "malformed_structure", "unknown_tool"]
 )
 
+# few files, so that the same one stands in several places
+IMAGES = st.lists(
+    st.builds(
+        Image,
+        data=st.sampled_from([b"", b"one", b"two"]),
+        media_type=st.sampled_from(["image/png", "image/gif"]),
+        position=COUNT,
+    ),
+    max_size=2,
+).map(tuple)
+
 
 @st.composite
 def sequences(draw: st.DrawFn) -> TokenSequence:
@@ -45,6 +56,7 @@ def sequences(draw: st.DrawFn) -> TokenSequence:
         token_ids=np.array(draw(st.lists(INT32, min_size=length, max_size=length)), np.int32),
         logprobs=np.array(draw(st.lists(st.floats(width=32), min_size=length, max_size=length)), np.float32),
         is_sampled=np.array(draw(st.lists(st.booleans(), min_size=length, max_size=length)), np.bool_),
+        images=draw(IMAGES),
     )
 
 
@@ -71,6 +83,7 @@ MESSAGES = st.builds(
     tool_call_id=TEXT,
     name=TEXT,
     reasoning=TEXT,
+    images=IMAGES,
 )
 TRAJECTORIES = st.builds(
     Trajectory,
@@ -91,12 +104,14 @@ TRAJECTORIES = st.builds(
 
 
 def image(trajectory: Trajectory) -> object:
-    """A comparable image, exact to the bit of every log-prob."""
+    """A comparable picture of a trajectory, exact to the bit of every log-prob."""
     fields = {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(trajectory)}
     fields["sequences"] = [
         tuple((array.dtype, array.tobytes()) for array in (one.token_ids, one.logprobs, one.is_sampled))
         for one in trajectory.sequences
     ]
+    shown = [one.images for one in (*trajectory.messages, *trajectory.sequences)]
+    fields["images"] = [[(seen.data, seen.media_type, seen.position) for seen in images] for images in shown]
     return repr(fields)  # repr of a float is exact, and NaN equals NaN
 
 
@@ -216,6 +231,7 @@ def test_a_truncated_part_is_named_and_can_be_skipped_with_a_warning(tmp_path):
         assert task_ids(store, skip_damaged=True) == ["0", "2"]
 
 
+@pytest.mark.fault("stored trajectories damaged", then="no trajectory is changed", metric="StoreError")
 def test_a_flipped_bit_is_an_error_or_harmless_but_never_a_changed_trajectory(tmp_path):
     store = TrajectoryStore(tmp_path)
     part = store.append([episode(index, num_tokens=200) for index in range(4)], step=3, phase="rl")
@@ -244,7 +260,7 @@ def test_a_file_of_another_kind_or_version_is_refused(tmp_path):
     part = store.append([episode(0)], step=0, phase="rl")
     table = pq.read_table(part)
     pq.write_table(table.replace_schema_metadata({"agentenv.schema_version": "99"}), part)
-    with pytest.raises(StoreError, match="schema version '99'; this release reads version 1"):
+    with pytest.raises(StoreError, match="schema version '99'; this release reads version 2"):
         list(store.scan())
 
 
@@ -269,6 +285,7 @@ def test_a_missing_folder_is_an_error_for_readers(tmp_path):
         list(TrajectoryStore(tmp_path / "nowhere").scan())
 
 
+@pytest.mark.fault("output folder vanishes: trajectory store", then="nothing is written elsewhere", metric="StoreError")
 def test_a_folder_that_vanished_is_an_error_and_is_not_silently_made_again(tmp_path):
     folder = tmp_path / "t"
     store = TrajectoryStore(folder)
@@ -296,6 +313,7 @@ def small_disk(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.fault("disk full: trajectory store", then="a smaller append is stored", metric="StoreError")
 def test_on_a_full_disk_what_was_stored_is_intact_and_no_half_file_is_left(tmp_path):
     with small_disk(tmp_path / "disk", "size=256k") as folder:
         store = TrajectoryStore(folder)
@@ -310,6 +328,7 @@ def test_on_a_full_disk_what_was_stored_is_intact_and_no_half_file_is_left(tmp_p
         assert task_ids(store) == ["0", "2"]
 
 
+@pytest.mark.fault("disk read-only: trajectory store", then="reading works", metric="StoreError")
 def test_on_a_disk_that_became_read_only_storing_fails_and_reading_works(tmp_path):
     with small_disk(tmp_path / "disk", "size=256k") as folder:
         store = TrajectoryStore(folder)
@@ -358,3 +377,21 @@ def test_scanning_many_parts_leaves_no_descriptor_open(tmp_path):
 
     assert len(os.listdir("/proc/self/fd")) == before
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+
+
+def test_a_file_that_stands_in_many_places_is_stored_once(tmp_path):
+    seen = Image(data=b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 400, position=1)
+    twice = dataclasses.replace(
+        episode(0),
+        messages=tuple(Message(role="user", content=f"Look {i}.", images=(seen, seen.at(3))) for i in range(20)),
+        sequences=(dataclasses.replace(episode(0).sequences[0], images=(seen,) * 40),),
+    )
+    store = TrajectoryStore(tmp_path)
+
+    part = store.append([twice], step=0, phase="eval")
+
+    assert part is not None
+    assert part.stat().st_size < 2 * len(seen.data)  # 80 copies would take 80 times as much
+    (stored,) = store.scan()
+    assert [one.images for one in stored.trajectory.messages] == [(seen, seen.at(3))] * 20
+    assert stored.trajectory.sequences[0].images == (seen,) * 40

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from agentenv.errors import DeadlineExceeded, EpisodeError, ToolError, ToolSchemaError, UsageError
 from agentenv.messages import ToolCall, malformed_call
-from agentenv.tool import as_tool, as_tool_text, encodable, parse_docstring, tool, toolbox_of, tools_of_class
+from agentenv.tool import as_tool, parse_docstring, tool, toolbox_of, tools_of_class
+from agentenv.tool_content import as_tool_text, encodable
 
 
 class Place(pydantic.BaseModel):

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def test_json_lines_are_always_written_also_without_back_ends(tmp_path):
     ]
 
 
+@pytest.mark.fault("tracker back end down", then="metrics.jsonl is complete", metric="tracking/failed_back_ends")
 def test_a_back_end_that_fails_is_dropped_with_one_warning_and_no_line_is_lost(tmp_path, caplog):
     failing, working = FailsAt(2), FailsAt(99)
     trackers = Trackers(JsonlTracker(tmp_path / "metrics.jsonl"), others={"failing": failing, "working": working})
@@ -82,6 +84,8 @@ def test_a_back_end_that_fails_is_dropped_with_one_warning_and_no_line_is_lost(t
     assert [line.step for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
     assert (failing.seen, working.seen) == ([0, 1], [0, 1, 2, 3, 4])
     assert trackers.active == ("working",)
+    failed = [line.metrics.get("tracking/failed_back_ends") for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert failed == [None, None, None, 1.0, 1.0]  # known from the step after the one in which it failed
     assert [record.getMessage() for record in caplog.records] == [
         "tracker failing failed and is left out from here on (ConnectionError: the service is gone); "
         "metrics.jsonl goes on"
@@ -186,7 +190,7 @@ def offline_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trackers:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", str(folder / "data"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
-    config = TrackingConfig(back_ends=("wandb",), tags=("test",), timeout_s=30)
+    config = TrackingConfig(back_ends=("wandb",), timeout_s=30)
     return open_trackers(config, folder=folder, run_name="first", run_config=RunConfig())
 
 
@@ -203,7 +207,10 @@ def test_an_offline_wandb_run_holds_metrics_config_and_a_table_but_no_secret(tmp
     trackers.close()
 
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    records = [record_type.FromString(record) for record in wandb_records(file)]
+    deadline = time.monotonic() + 30  # another process writes the file, and on a busy machine it may still be at it
+    records: list[Any] = []
+    while time.monotonic() < deadline and not any(record.HasField("run") for record in records):
+        records = [record_type.FromString(record) for record in wandb_records(file)]
     history = [
         {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
         for record in records
@@ -243,6 +250,7 @@ def test_a_resumed_wandb_run_keeps_its_id_and_one_that_ended_from_outside_is_dro
     assert [record.name for record in caplog.records].count("agentenv.track") == 1
 
 
+@pytest.mark.fault("wandb server out of reach", then="metrics.jsonl is complete", metric="tracking/failed_back_ends")
 def test_a_wandb_server_that_cannot_be_reached_does_not_stop_the_run(tmp_path):
     pytest.importorskip("wandb")
     program = (
@@ -250,7 +258,8 @@ def test_a_wandb_server_that_cannot_be_reached_does_not_stop_the_run(tmp_path):
         "from agentenv.track import *; from agentenv.config import Config\n"
         "config = TrackingConfig(back_ends=('wandb',), timeout_s=1)\n"
         "trackers = open_trackers(config, folder=sys.argv[2], run_name='a', run_config=Config())\n"
-        "trackers.log({'train/loss': 1.0}, step=0); trackers.close(); print(trackers.active)\n"
+        "trackers.log({'train/loss': 1.0}, step=0); trackers.close()\n"
+        "print(trackers.active, trackers.num_failed)\n"
     )
     unreachable = {
         "WANDB_MODE": "online",
@@ -267,7 +276,7 @@ def test_a_wandb_server_that_cannot_be_reached_does_not_stop_the_run(tmp_path):
         timeout=60,
     )
 
-    assert ran.stdout.strip() == "()"
+    assert ran.stdout.strip() == "() 1"
     assert ran.stderr.count("tracker wandb failed and is left out from here on") == 1
     assert "WANDB_MODE=offline" in ran.stderr
     assert "0" * 40 not in ran.stderr

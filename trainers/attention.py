@@ -6,6 +6,7 @@ H query heads, J key heads, D head size, C = sequences + 1 boundaries.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from agentenv.engine.attention import (
     ragged_layout,
     score_rule,
 )
+from agentenv.trainers.sequence import SequenceSplit
 
 PACKED_ATTENTION = "agentenv_packed"
 
@@ -88,20 +90,28 @@ def packed_attention(
         value: `[1, J, T, D]`.
         attention_mask: must be None; the layout says it all.
         scaling: factor on the scores.
-        **kwargs: `packed_layout` from the model's forward call, and what the architecture adds (window, soft cap).
+        **kwargs: `packed_layout` from the model's forward call, what the architecture adds (window, soft cap), and
+            `sequence_split` where T are only this rank's tokens of the pack.
 
     Returns:
         `[1, T, H, D]`, and None for the weights.
     """
     layout: RaggedLayout = kwargs["packed_layout"]
+    split: SequenceSplit | None = kwargs.get("sequence_split")
     rule = score_rule(scaling=scaling, **kwargs)
-    query_P, key_P, value_P = (
-        _ToPlaces.apply(x[0].transpose(0, 1), layout.token_P, layout.place_T) for x in (query, key, value)
-    )
+    query_T, key_T, value_T = (x[0].transpose(0, 1) for x in (query, key, value))
+    if split is not None:
+        num_heads = query_T.shape[1]
+        query_T = split.to_heads(query_T)
+        key_T, value_T = (split.to_heads(split.repeat_keys(x, num_heads=num_heads)) for x in (key_T, value_T))
+        if rule.sink_H is not None:
+            rule = dataclasses.replace(rule, sink_H=split.own_heads(rule.sink_H))
+    query_P, key_P, value_P = (_ToPlaces.apply(x, layout.token_P, layout.place_T) for x in (query_T, key_T, value_T))
     sizes = [bucket.stop - bucket.start for bucket in layout.buckets]
     parts = zip(layout.buckets, query_P.split(sizes), key_P.split(sizes), value_P.split(sizes), strict=True)
     output_P = torch.cat([_attend_bucket(bucket, *tensors, rule=rule) for bucket, *tensors in parts])
-    return _ToTokens.apply(output_P, layout.place_T)[None], None
+    output_T = _ToTokens.apply(output_P, layout.place_T)
+    return (output_T if split is None else split.to_tokens(output_T))[None], None
 
 
 def _attend_bucket(bucket: Bucket, query_P: Tensor, key_P: Tensor, value_P: Tensor, *, rule: ScoreRule) -> Tensor:

@@ -1,11 +1,14 @@
-"""What `agentenv train`, `quickstart`, `replay` and `config` do."""
+"""What `agentenv train`, `quickstart`, `replay`, `export` and `config` do."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import IO, NoReturn, cast
 
 import transformers
 from rich.console import Console
@@ -13,13 +16,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from agentenv.config import key_table, load_config, reference_markdown, schema, to_yaml
+from agentenv.errors import UsageError
 from agentenv.evaluate import EvalSummary
 from agentenv.memory import relax_garbage_collection
 from agentenv.play import show_transcript
-from agentenv.progress import open_progress
+from agentenv.progress import Unbreakable, open_progress
+from agentenv.trainers.background import is_busy
+from agentenv.trainers.channel import Follower
 from agentenv.trainers.config import RunConfig
-from agentenv.trainers.pipeline import AFTER, BEFORE, DEMONSTRATOR, Pipeline, RunResult
+from agentenv.trainers.notice import NoticeGiven
+from agentenv.trainers.pipeline import AFTER, BEFORE, DEMONSTRATOR, RunResult, run_pipeline
+from agentenv.trainers.ranks import Team, follow, is_rank, open_team
 from agentenv.trainers.run_report import write_run_report
+from agentenv.trainers.site import is_inline, ray_module
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 _SHOWN_TRANSCRIPTS = 3
@@ -28,30 +37,35 @@ _SHOWN_TRANSCRIPTS = 3
 def train(config: str | Path, overrides: Sequence[str], *, resume: bool, dry_run: bool) -> RunResult | None:
     """Run a configuration from demonstrations to report, or print it and stop.
 
+    Started by torchrun, rank 0 runs it, and the other ranks train with it and return None.
+
     Raises:
         ConfigError: names file and line, or the override.
         RunFolderError: the run's folder is taken.
     """
     resolved = load_config(RunConfig, config, overrides=overrides)
-    console = Console(highlight=False)
+    console = Console(highlight=False, file=cast("IO[str]", Unbreakable(sys.stdout)))
     if dry_run:
         console.print(escape(to_yaml(resolved)), end="", soft_wrap=True)
         return None
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers.utils.logging.disable_progress_bar()  # bars for folders that load in milliseconds
     relax_garbage_collection()
+    if is_rank() and not is_inline(resolved):
+        raise UsageError(
+            "torchrun started this process, and the configuration has a section cluster, which is Ray's; take one: "
+            "start it without torchrun, or with cluster=inline"
+        )
+    team = open_team(resolved) if is_inline(resolved) else None
+    if isinstance(team, Follower):
+        follow(team, config=resolved)
+        return None
     try:
-        with open_progress(console) as display:
-            pipeline = Pipeline(resolved, resume=resume, display=display)
-            try:
-                result = asyncio.run(pipeline.run())
-            finally:
-                pipeline.close()
+        result, report = _run(resolved, resume=resume, console=console, team=team)
     except KeyboardInterrupt:
-        folder = Path(resolved.output_dir) / resolved.name
-        console.print(f"\nstopped; {folder} keeps the run. Go on with the same command and --resume")
-        raise SystemExit(130) from None
-    report = write_run_report(result, resolved)
+        _leave(resolved, console, told="stopped", code=130)
+    except NoticeGiven as notice:
+        _leave(resolved, console, told=f"{notice.signal.name} came", code=notice.exit_code)
     _show_result(result, console, report=report)
     return result
 
@@ -73,6 +87,17 @@ def replay(run: str, overrides: Sequence[str]) -> None:
     console.print(f"weights are {same} those of the run ({result.checksum})")
 
 
+def export(run: str, *, to: str, checkpoint: str | None) -> None:
+    """Write the model of a checkpoint as a Hugging Face folder."""
+    from agentenv.trainers.export import export_run
+
+    transformers.utils.logging.disable_progress_bar()
+    done = export_run(run, to=to, checkpoint=checkpoint)
+    console = Console(highlight=False)
+    console.print(f"model: {to}", soft_wrap=True)
+    console.print(f"from {done.path.name}: {done.progress.phase}, step {done.progress.step}", soft_wrap=True)
+
+
 def config_schema() -> dict[str, object]:
     """Return the JSON schema of a run file."""
     return dict(schema(RunConfig))
@@ -90,6 +115,25 @@ def show_keys() -> None:
     for row in rows:
         table.add_row(escape(row.key), escape(str(row.type)), escape(str(row.default)))
     Console(highlight=False).print(table)
+
+
+def _run(config: RunConfig, *, resume: bool, console: Console, team: Team | None) -> tuple[RunResult, Path]:
+    """Run here or on a cluster; returns the result and the report."""
+    if team is None:
+        return ray_module("cluster").train_on_cluster(config, resume=resume)
+    with closing(team):
+        result = run_pipeline(config, resume=resume, display=open_progress(console), team=team)
+    return result, write_run_report(result, config)
+
+
+def _leave(config: RunConfig, console: Console, *, told: str, code: int) -> NoReturn:
+    """Say how to go on and end; a step that a second Ctrl-C cut is not waited for."""
+    folder = Path(config.output_dir) / config.name
+    console.print(f"\n{told}; {folder} keeps the run. Go on with the same command and --resume")
+    if is_busy():
+        sys.stdout.flush()
+        os._exit(code)  # the interpreter's own end would crash into the thread that still computes
+    raise SystemExit(code)
 
 
 def _show_result(result: RunResult, console: Console, *, report: Path) -> None:

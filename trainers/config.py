@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
+from agentenv.agent.registry import AgentConfig
 from agentenv.config import Config
 from agentenv.engine.hf import HFEngineConfig
+from agentenv.engine.server_config import ServerConfig
 from agentenv.episode import Sampling
 from agentenv.runner import RunnerConfig
 from agentenv.track import TrackingConfig
 from agentenv.trainers.correction import CorrectionConfig
 from agentenv.trainers.credit import AdvantageName
+from agentenv.trainers.critic import CriticConfig
+from agentenv.trainers.lora import LoraConfig
 from agentenv.trainers.losses import LossConfig
 from agentenv.trainers.optimizer import OptimizerConfig
+from agentenv.trainers.parallel import ParallelConfig
 from agentenv.trainers.tiny import TinyConfig
 
 
@@ -42,6 +48,8 @@ class ModelConfig(Config):
     """Precision of the weights that are trained."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    lora: LoraConfig | None = None
+    """Train a low-rank adapter and freeze the model; null trains everything."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -61,8 +69,17 @@ class SFTConfig(Config):
     """Episodes in one optimizer step."""
     num_epochs: int = 1
     """Passes over the demonstrations."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, schedule="linear")
-    """Optimizer of this phase."""
+    learning_rate: float = 1e-5
+    """Peak learning rate; it falls linearly to zero."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the rate rises from zero."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW of this phase, whose second moment forgets faster than over a long run: the phase is short."""
+        return OptimizerConfig(
+            learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, schedule="linear", betas=(0.9, 0.98)
+        )
 
 
 class AlgorithmConfig(Config):
@@ -71,18 +88,24 @@ class AlgorithmConfig(Config):
     advantage: AdvantageName = "rloo"
     """Advantage estimator."""
     divide_by_std: bool = True
-    """For grpo: divide by the group's standard deviation."""
+    """For grpo: divide by the group's standard deviation. For gae: bring a batch's advantages to mean 0 and standard
+    deviation 1."""
     drop_zero_variance: bool = False
     """Leave groups out of the loss in which all members did equally well."""
     loss: LossConfig = LossConfig()
     """Policy loss and its terms."""
     correction: CorrectionConfig = CorrectionConfig()
     """Rollout correction: importance weights and rejection masks."""
+    critic: CriticConfig = CriticConfig()
+    """The critic of gae."""
 
     @model_validator(mode="after")
-    def _no_critic(self) -> AlgorithmConfig:
-        if self.advantage == "gae":
-            raise ValueError("advantage gae needs a critic, which runs do not train; take grpo, rloo or turn_rtg_loo")
+    def _groups_are_compared(self) -> AlgorithmConfig:
+        if self.advantage == "gae" and self.drop_zero_variance:
+            raise ValueError(
+                "advantage gae and drop_zero_variance exclude each other: gae compares with a critic, not within a "
+                "group; set drop_zero_variance to false, or take grpo or rloo"
+            )
         return self
 
 
@@ -95,6 +118,15 @@ class TrainerConfig(Config):
     """Groups of one update."""
     group_size: int = 8
     """Episodes of one group: the same task and seed."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Weight versions that a group may be older than the weights that train on it. 0 plays and updates in turn; above
+    0, groups are played meanwhile, and running requests go on over an update."""
+    window: int = Field(default=1, ge=1)
+    """How many groups, counted from the oldest that still plays, may be trained on before it; 1 is strict order. Ages
+    are then bounded by max_staleness + (window - 1) / groups_per_step, rounded up."""
+    deterministic: bool = False
+    """Let no clock decide what is trained on, also above staleness 0: a killed and resumed run ends with the same bits.
+    Groups wait for each other, so nothing is played during an update."""
     num_epochs: int = 1
     """Passes over a batch."""
     num_mini_batches: int = 1
@@ -105,10 +137,25 @@ class TrainerConfig(Config):
     """Stop once validation success reaches this."""
     checkpoint_every: int = 20
     """Steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
+    profile_steps: tuple[int, ...] = ()
+    """Updates, counted from 1, over which torch's profiler runs; its traces go to profile/ of the run folder."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer of this phase."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Several processes, and how memory is saved."""
+
+
+class ClusterConfig(Config):
+    """A Ray cluster that the run is spread over."""
+
+    address: str = "auto"
+    """The cluster: auto finds one that runs, local starts one on this machine, else host:port or ray://host:port."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines to take."""
+    gpus_per_node: int = Field(default=0, ge=0)
+    """GPUs to take on each; 0 trains on CPUs, with one rank per node."""
+    placement: Literal["colocated", "split"] = "colocated"
+    """colocated: every GPU trains and samples; split: the first half trains, the other half samples."""
 
 
 class EvaluationConfig(Config):
@@ -126,6 +173,17 @@ class EvaluationConfig(Config):
     """Return from which an episode counts as solved."""
 
 
+def _engine_kind(value: object) -> str:
+    """Return the tag of an engine section; one without a name is the embedded engine's."""
+    name = value.get("name", "hf") if isinstance(value, Mapping) else getattr(value, "name", "hf")
+    return "server" if name in ("vllm", "sglang") else "hf"
+
+
+EngineConfig = Annotated[
+    Annotated[HFEngineConfig, Tag("hf")] | Annotated[ServerConfig, Tag("server")], Discriminator(_engine_kind)
+]
+
+
 class RunConfig(Config):
     """Everything about a run."""
 
@@ -141,8 +199,10 @@ class RunConfig(Config):
     """Environment."""
     model: ModelConfig
     """Model."""
-    engine: HFEngineConfig = HFEngineConfig()
-    """Inference engine."""
+    engine: EngineConfig = HFEngineConfig()
+    """Inference engine: `hf`, the embedded one, or `vllm` or `sglang`."""
+    agent: AgentConfig = AgentConfig()
+    """How episodes are played, unless a task row names another agent."""
     runner: RunnerConfig = RunnerConfig()
     """Concurrency and budgets of episodes."""
     sampling: Sampling = Sampling()
@@ -157,6 +217,8 @@ class RunConfig(Config):
     """Evaluation."""
     tracking: TrackingConfig = TrackingConfig()
     """Where metrics go."""
+    cluster: ClusterConfig | Literal["inline"] | None = None
+    """Where it runs: None and inline are this process, a section is a Ray cluster."""
 
     @model_validator(mode="after")
     def _tokenizer_needs_demonstrations(self) -> RunConfig:

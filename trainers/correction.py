@@ -174,7 +174,8 @@ def mismatch_metrics(
         sequences of log perplexity under pi minus under mu; `probability_correlation` (Pearson);
         `dropped_positive` and `dropped_negative`, the fraction of tokens with such an advantage that the mask removes;
         `non_finite`, the fraction of tokens without a finite log mu; `age_oldest` and `age_newest` in versions, where
-        versions are known. Empty when no token is active.
+        versions are known; `k3_fresh`, k3 of the tokens that the current version sampled, which no update explains.
+        Empty when no token is active.
     """
     finite_T = is_active_T & behaviour_logprob_T.isfinite()
     index_N = finite_T.nonzero().squeeze(1)
@@ -196,6 +197,7 @@ def mismatch_metrics(
         "dropped_negative": _fraction(is_dropped_N, among=advantage_N < 0),
         "non_finite": 1.0 - len(index_N) / int(is_active_T.sum()),
         **_age_metrics(active(version_T), current_version=current_version),
+        **_fresh_metrics(log_rho_N, active(version_T), current_version=current_version),
     }
 
 
@@ -284,6 +286,11 @@ def _sequence_metrics(log_rho_N: Tensor, sequence_N: Tensor, *, num_sequences: i
         "chi2_sequence": float(rho_B.square().mean()) - 1.0,
         "log_ppl_difference": -float((sum_B / count_B).mean()),
     }
+
+
+def _fresh_metrics(log_rho_N: Tensor, version_N: Tensor, *, current_version: int) -> dict[str, float]:
+    fresh_M = log_rho_N[version_N == current_version]
+    return {"k3_fresh": float((fresh_M.exp() - 1 - fresh_M).mean())} if len(fresh_M) else {}
 
 
 def _age_metrics(version_N: Tensor, *, current_version: int) -> dict[str, float]:

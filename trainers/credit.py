@@ -172,8 +172,6 @@ class Episodes:
         trajectory_K: int64[K]; never decreasing.
         reward_K: float64[K]; turn rewards, terminal rewards in the last turn.
         num_tokens_K: int64[K]; tokens of each turn, their sum is N.
-        is_sampled_N: bool[N]; False on tokens inside a turn that were forced.
-        value_N: float32[N]; the critic's values; empty without a critic.
     """
 
     group_B: Tensor
@@ -181,8 +179,6 @@ class Episodes:
     trajectory_K: Tensor
     reward_K: Tensor
     num_tokens_K: Tensor
-    is_sampled_N: Tensor
-    value_N: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,9 +186,6 @@ class AdvantageOptions:
     """Settings of the estimators; each reads those that its definition names."""
 
     divide_by_std: bool = True
-    gamma: float = 1.0
-    lam: float = 0.95
-    whiten: bool = False
 
 
 def _everyone(episodes: Episodes) -> Tensor:
@@ -228,25 +221,9 @@ def _assign_turn_rtg_loo(episodes: Episodes, options: AdvantageOptions) -> Tenso
     return advantage_K.repeat_interleave(episodes.num_tokens_K)
 
 
-def _assign_gae(episodes: Episodes, options: AdvantageOptions) -> Tensor:
-    """Put each turn's reward on its last token; an empty turn's reward falls to the token before it."""
-    trajectory_N = episodes.trajectory_K.repeat_interleave(episodes.num_tokens_K)
-    if len(trajectory_N) == 0:
-        return torch.zeros(0)
-    last_K = episodes.num_tokens_K.cumsum(0) - 1
-    is_earned_K = (last_K >= 0) & (trajectory_N[last_K.clamp(min=0)] == episodes.trajectory_K)
-    reward_N = torch.zeros(len(trajectory_N), dtype=torch.float32)
-    reward_N.index_add_(0, last_K[is_earned_K], episodes.reward_K[is_earned_K].float())
-    advantage_N, _ = gae(
-        reward_N,
-        episodes.value_N,
-        sequence_T=trajectory_N,
-        is_sampled_T=episodes.is_sampled_N,
-        gamma=options.gamma,
-        lam=options.lam,
-        whiten=options.whiten,
-    )
-    return advantage_N
+def _assign_nothing(episodes: Episodes, options: AdvantageOptions) -> Tensor:
+    """`gae` needs the critic's values, so the advantages are filled where the critic is: in the worker."""
+    return torch.zeros(int(episodes.num_tokens_K.sum()))
 
 
 Estimator = Callable[[Episodes, AdvantageOptions], Tensor]
@@ -256,7 +233,7 @@ ADVANTAGES: dict[AdvantageName, Estimator] = {
     "grpo": _assign_grpo,
     "rloo": _assign_rloo,
     "turn_rtg_loo": _assign_turn_rtg_loo,
-    "gae": _assign_gae,
+    "gae": _assign_nothing,
 }
 
 

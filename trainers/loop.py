@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Final
 
-from agentenv.engine.protocol import Engine
+from agentenv.engine.protocol import Engine, LoraAdapter
 from agentenv.evaluate import EvalSummary, evaluate, evaluation_groups, summarise
 from agentenv.runner import Runner
 from agentenv.store import TrajectoryStore
+from agentenv.trainers.background import whole
+from agentenv.trainers.bad_batch import BadBatches
 from agentenv.trainers.checkpoint import CheckpointFolder, Progress
 from agentenv.trainers.config import AlgorithmConfig, RunConfig
+from agentenv.trainers.learner import Learner
 from agentenv.trainers.rollouts import Rollouts
 from agentenv.trainers.sample import Sample
 from agentenv.trainers.samples_from import assign
-from agentenv.trainers.scheduler import Scheduler
+from agentenv.trainers.scheduler import Batch, Scheduler
 from agentenv.trainers.source import group_source
 from agentenv.trainers.sync.publish import publish
-from agentenv.trainers.worker import UpdatePlan, Worker
+from agentenv.trainers.timeline import LOOP, note
+from agentenv.trainers.worker import UpdatePlan
 from agentenv.trajectory import Group, Trajectory
 
-RL = "rl"
+RL: Final = "rl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class Crew:
 
     Attributes:
         config: of the run.
-        worker: trains.
+        learner: trains.
         engine: samples.
         runner: plays training episodes.
         referee: plays evaluation episodes, with its own sampling.
@@ -39,10 +44,13 @@ class Crew:
         checkpoints: keeps states.
         log: takes metrics of a step.
         told: shown to the person who waits, after every step.
+        guard: stops a run whose updates are not finite.
+        adapter: shape of the adapter that the learner's weights are; None where they are the whole model.
+        profile: stands around the update of a step.
     """
 
     config: RunConfig
-    worker: Worker
+    learner: Learner
     engine: Engine
     runner: Runner
     referee: Runner
@@ -50,85 +58,121 @@ class Crew:
     checkpoints: CheckpointFolder
     log: Callable[[dict[str, float], int], None]
     told: Callable[[dict[str, float]], None]
+    guard: BadBatches
+    adapter: LoraAdapter | None = None
+    profile: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
 
 
-@dataclass(slots=True)
 class _Clock:
-    """Seconds spent per phase of one step."""
+    """Seconds spent per phase of one step, by the event loop's clock, which a simulation may replace."""
 
-    started: float = field(default_factory=time.perf_counter)
-    spent: dict[str, float] = field(default_factory=dict)
+    def __init__(self, rollouts: Rollouts) -> None:
+        self._rollouts = rollouts
+        self._lapped = asyncio.get_running_loop().time()
+        self._idle_before_s = rollouts.idle_s
+        self.spent: dict[str, float] = {}
+        self.engine_idle_s = 0.0
 
     def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.spent[name] = self.spent.get(name, 0.0) + now - self.started
-        self.started = now
+        """Give the time since the last lap to a phase; what engines idle in an evaluation is none of training's."""
+        now, idle_s = asyncio.get_running_loop().time(), self._rollouts.idle_s
+        self.spent[name] = self.spent.get(name, 0.0) + now - self._lapped
+        note(name.removesuffix("_s"), track=LOOP, start=self._lapped, end=now)
+        self._lapped = now
+        if name != "eval_s":
+            self.engine_idle_s += idle_s - self._idle_before_s
+        self._idle_before_s = idle_s
 
 
-async def train(crew: Crew, *, start: Progress | None = None) -> Progress:
+async def train(crew: Crew, *, start: Progress | None = None, waiting: Sequence[Group] = ()) -> Progress:
     """Train until the last step, or until validation success reaches the goal.
 
-    Cancellation (Ctrl-C) saves a checkpoint of the last complete step before it goes on.
+    With `max_staleness` 0, episodes and updates take turns. Above 0, later groups are played while a step trains; with
+    `deterministic` they wait for each other, so that no clock decides what is trained on.
+
+    Cancellation (Ctrl-C, a notice to leave) lets a step that has begun end, and saves a checkpoint before it goes on. A
+    second one cuts the step, and nothing is saved.
 
     Args:
-        crew: what to work with; worker and engine already hold the weights of `start`, whose version is the number
+        crew: what to work with; learner and engine already hold the weights of `start`, whose version is the number
             of updates in them.
         start: where to go on; None begins at step 0.
+        waiting: groups that were finished and not trained on at `start`.
 
     Returns:
         How far the run came.
     """
-    config, worker, scheduler = crew.config.trainer, crew.worker, _scheduler(crew.config, start)
-    source = group_source(crew.config.env, seed=crew.config.seed, group_size=config.group_size)
-    clock = _Clock()
+    config, scheduler = crew.config.trainer, _scheduler(crew.config, start)
+    rollouts = Rollouts(
+        runner=crew.runner,
+        scheduler=scheduler,
+        source=group_source(crew.config.env, seed=crew.config.seed, group_size=config.group_size),
+        in_lockstep=config.deterministic,
+        finished=waiting,
+    )
     await crew.engine.forget_prefixes()
     try:
-        async with Rollouts(runner=crew.runner, scheduler=scheduler, source=source) as rollouts:
+        async with rollouts:
+            clock = _Clock(rollouts)
             while scheduler.live_version < config.num_steps:
-                rollouts.admit()
-                batch = scheduler.take()
-                if batch is None:
-                    await rollouts.wait()
-                    continue
+                batch = await rollouts.next_batch()
                 clock.lap("rollout_s")
-
-                groups = rollouts.take(batch)
-                step = batch.step + 1
-                crew.store.append([t for group in groups for t in group.trajectories], step=step, phase=RL)
-                samples = credited(groups, crew.config.algorithm)
-                clock.lap("credit_s")
-                update = worker.update(samples, plan=update_plan(crew.config, step=step))
-                clock.lap("update_s")
-                await publish(crew.engine, worker.weights(), version=step)
-                scheduler.weights_live(step)
-                clock.lap("publish_s")
-
-                metrics = {
-                    **rollout_metrics(groups, success_reward=crew.config.evaluation.success_reward),
-                    **grouped(update, prefix="train"),
-                    "rollout/abandoned_groups": float(rollouts.num_abandoned),
-                    "rollout/retries": float(crew.runner.num_retries),
-                    "rollout/staleness": float(max(batch.ages)),
-                }
-                if step % crew.config.evaluation.every == 0 or step == config.num_steps:
-                    summary = await validate(crew)
-                    metrics |= {f"eval/{name}": value for name, value in summary.metrics().items()}
-                    clock.lap("eval_s")
-                # the next step must not depend on what an evaluation left in the cache: a resumed run has none of it
-                await crew.engine.forget_prefixes()
-                metrics |= _timing(clock, groups)
-                crew.log(metrics, step)
-                crew.told(metrics)
-                is_done = _reached(metrics.get("eval/success"), config.stop_at_success)
-                if is_done or step % config.checkpoint_every == 0 or step == config.num_steps:
-                    _save(crew, scheduler)
+                metrics = await whole(_step(crew, rollouts, batch=batch, clock=clock))
+                success = metrics.get("eval/success")
+                clock = _Clock(rollouts)
+                is_done = _reached(success, config.stop_at_success)
+                if is_done or is_due(scheduler.live_version, every=config.checkpoint_every, last=config.num_steps):
+                    await _save(crew, rollouts, success=success)
+                    clock.lap("save_s")
                 if is_done:
                     break
-                clock = _Clock()
     except asyncio.CancelledError:
-        _save(crew, scheduler)
+        if scheduler.live_version == scheduler.num_steps:  # no step was cut
+            await _save(crew, rollouts)
+            await crew.checkpoints.settle()
         raise
+    await crew.checkpoints.settle()
     return _progress(crew, scheduler)
+
+
+async def _step(crew: Crew, rollouts: Rollouts, *, batch: Batch, clock: _Clock) -> dict[str, float]:
+    """Train on a batch, publish the weights and leave the record of both; returns the metrics."""
+    config, step = crew.config, batch.step + 1
+    groups = rollouts.take(batch)
+    crew.store.append([t for group in groups for t in group.trajectories], step=step, phase=RL)
+    samples = credited(groups, config.algorithm)
+    clock.lap("credit_s")
+    with crew.profile(step):
+        update = await crew.learner.update(samples, plan=update_plan(config, step=step))
+    crew.guard.check(samples, update, step=step)
+    clock.lap("update_s")
+    await publish(crew.engine, await crew.learner.weights(), version=step, adapter=crew.adapter)
+    rollouts.scheduler.weights_live(step)
+    clock.lap("publish_s")
+
+    metrics = {
+        **rollout_metrics(groups, success_reward=config.evaluation.success_reward),
+        **grouped(update, prefix="train"),
+        **rollouts.take_counts(),
+        "rollout/staleness": float(max(batch.ages)),
+        "checkpoint/failed": float(crew.checkpoints.take_failures()),
+    }
+    if is_due(step, every=config.evaluation.every, last=config.trainer.num_steps):
+        summary = await validate(crew)
+        metrics |= {f"eval/{name}": value for name, value in summary.metrics().items()}
+        clock.lap("eval_s")
+    if config.trainer.max_staleness == 0 or config.trainer.deterministic:
+        # the next step must not depend on what an evaluation left in the cache; a resumed run has none
+        await crew.engine.forget_prefixes()
+    metrics |= _timing(clock, groups)
+    crew.log(metrics, step)
+    crew.told(metrics)
+    return metrics
+
+
+def is_due(step: int, *, every: int, last: int) -> bool:
+    """True every so many steps, and after the last."""
+    return step % every == 0 or step == last
 
 
 async def validate(crew: Crew) -> EvalSummary:
@@ -189,34 +233,39 @@ def rollout_metrics(groups: Sequence[Group], *, success_reward: float) -> dict[s
 
 
 def _scheduler(config: RunConfig, start: Progress | None) -> Scheduler:
-    """Restore the scheduler; a batch whose weights never went live is already in the checkpoint's weights."""
-    if start is None or not start.scheduler:
-        return Scheduler(max_staleness=0, groups_per_step=config.trainer.groups_per_step)
-    scheduler = Scheduler.from_json(start.scheduler)
-    if scheduler.live_version < scheduler.num_steps:
-        scheduler.weights_live(scheduler.num_steps)
-    return scheduler
-
-
-def _progress(crew: Crew, scheduler: Scheduler) -> Progress:
-    return Progress(
-        phase=RL,
-        step=scheduler.num_steps,
-        version=scheduler.num_steps,
-        scheduler=scheduler.to_json(),
-        optimizer_steps=crew.worker.optimizer_steps,
+    if start is not None and start.scheduler:
+        return Scheduler.from_json(start.scheduler)
+    trainer = config.trainer
+    return Scheduler(
+        max_staleness=trainer.max_staleness, groups_per_step=trainer.groups_per_step, window=trainer.window
     )
 
 
-def _save(crew: Crew, scheduler: Scheduler) -> None:
-    crew.checkpoints.save(_progress(crew, scheduler), model=crew.worker.model, optimizer=crew.worker.optimizer)
+def _progress(crew: Crew, scheduler: Scheduler, *, success: float | None = None) -> Progress:
+    return Progress(
+        phase=RL,
+        step=scheduler.live_version,
+        version=scheduler.live_version,
+        scheduler=scheduler.to_json(),
+        optimizer_steps=crew.learner.optimizer_steps,
+        success=success,
+    )
+
+
+async def _save(crew: Crew, rollouts: Rollouts, *, success: float | None = None) -> None:
+    """Begin a checkpoint; finished groups go along, so that only what was being played is played again."""
+    progress = _progress(crew, rollouts.scheduler, success=success)
+    await crew.checkpoints.begin(progress, learner=crew.learner, waiting=rollouts.finished)
 
 
 def _timing(clock: _Clock, groups: Sequence[Group]) -> dict[str, float]:
     spent = {f"time/{name}": seconds for name, seconds in clock.spent.items()}
     total = sum(clock.spent.values())
+    training = max(total - clock.spent.get("eval_s", 0.0), 1e-9)
     sampled = sum(t.num_sampled_tokens for group in groups for t in group.trajectories)
     spent["time/step_s"] = total
+    spent["time/trainer_idle"] = clock.spent.get("rollout_s", 0.0) / training
+    spent["time/engine_idle"] = clock.engine_idle_s / training
     spent["time/sampled_tokens_per_s"] = sampled / max(clock.spent.get("rollout_s", 0.0), 1e-9)
     return spent
 

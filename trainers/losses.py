@@ -1,4 +1,4 @@
-"""Policy, cross-entropy, KL and entropy losses on packed batches, with denominators of the whole global batch.
+"""Policy, value, cross-entropy, KL and entropy losses on packed batches, with denominators of the whole global batch.
 
 Shapes: T packed tokens, B sequences. mu sampled the tokens, pi_old anchors the ratio, pi is being trained, and
 r = pi / pi_old. In bypass mode pi_old is mu.
@@ -6,6 +6,7 @@ r = pi / pi_old. In bypass mode pi_old is mu.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ from torch import Tensor
 from agentenv.config import Config
 from agentenv.errors import UsageError
 from agentenv.trainers.correction import log_ratio
+from agentenv.trainers.critic import CriticConfig
 from agentenv.trainers.packing import PackedBatch, segment_sum
 
 PolicyLossName = Literal["ppo_clip", "dppo_tv"]
@@ -144,6 +146,8 @@ def packed_loss(
     is_kept_T: Tensor | None = None,
     entropy_T: Tensor | None = None,
     ref_logprob_T: Tensor | None = None,
+    value_T: Tensor | None = None,
+    critic: CriticConfig | None = None,
 ) -> tuple[Tensor, MetricSums]:
     """Return the micro-batch's share of the loss; the shares of all micro-batches add up to the loss of the step.
 
@@ -157,6 +161,8 @@ def packed_loss(
         is_kept_T: bool[T]; rejection mask from `Correction`; None keeps everything.
         entropy_T: float[T]; entropy of pi, with gradient where there is an entropy bonus.
         ref_logprob_T: float[T]; log-probs of the reference policy.
+        value_T: float[T]; the critic's values, with gradient; None without a critic.
+        critic: clip and weight of the value loss, which runs over the tokens of the policy loss; goes with `value_T`.
 
     Returns:
         A scalar with gradient, and metrics as sums with their counts; `mean_metrics` averages them.
@@ -177,36 +183,57 @@ def packed_loss(
         if config.entropy_coefficient:
             policy_T = policy_T - config.entropy_coefficient * entropy_T
     components = [
-        Component(
-            value_T=policy_T,
-            weight_T=batch.policy_weight_T,
-            is_active_T=active.policy_T,
-            num_tokens=denominators.policy_tokens,
-            num_sequences=denominators.policy_sequences,
-        ),
-        Component(
-            value_T=-logprob_T,
-            weight_T=batch.cross_entropy_weight_T,
-            is_active_T=active.cross_entropy_T,
-            num_tokens=denominators.cross_entropy_tokens,
-            num_sequences=denominators.cross_entropy_sequences,
-        ),
+        _policy_component(batch, policy_T, active=active, denominators=denominators),
+        _cross_entropy_component(batch, -logprob_T, active=active, denominators=denominators),
     ]
     metrics["cross_entropy"] = _sums(-logprob_T, active.cross_entropy_T)
     if ref_logprob_T is not None:
         kl_T = KL_ESTIMATORS[config.kl_estimator](log_ratio(logprob_T, ref_logprob_T, is_active_T=active.kl_T))
         metrics["kl"] = _sums(kl_T, active.kl_T)
-        components.append(
-            Component(
-                value_T=kl_T * config.kl_coefficient,
-                weight_T=batch.kl_weight_T,
-                is_active_T=active.kl_T,
-                num_tokens=denominators.kl_tokens,
-                num_sequences=denominators.kl_sequences,
-            )
-        )
+        components.append(_kl_component(batch, kl_T * config.kl_coefficient, active=active, denominators=denominators))
+    if value_T is not None and critic is not None:
+        loss_T, is_clipped_T = value_loss(value_T, old_value_T=batch.value_T, return_T=batch.return_T, clip=critic.clip)
+        metrics["value_loss"] = _sums(loss_T, active.policy_T)
+        metrics["value_clipped"] = _sums(is_clipped_T.double(), active.policy_T)
+        components.append(dataclasses.replace(components[0], value_T=critic.coefficient * loss_T))
     parts = [AGGREGATIONS[config.aggregation](component, batch, config) for component in components]
     return torch.stack(parts).sum(), metrics
+
+
+def _policy_component(
+    batch: PackedBatch, value_T: Tensor, *, active: ActiveTokens, denominators: Denominators
+) -> Component:
+    return Component(
+        value_T=value_T,
+        weight_T=batch.policy_weight_T,
+        is_active_T=active.policy_T,
+        num_tokens=denominators.policy_tokens,
+        num_sequences=denominators.policy_sequences,
+    )
+
+
+def _cross_entropy_component(
+    batch: PackedBatch, value_T: Tensor, *, active: ActiveTokens, denominators: Denominators
+) -> Component:
+    return Component(
+        value_T=value_T,
+        weight_T=batch.cross_entropy_weight_T,
+        is_active_T=active.cross_entropy_T,
+        num_tokens=denominators.cross_entropy_tokens,
+        num_sequences=denominators.cross_entropy_sequences,
+    )
+
+
+def _kl_component(
+    batch: PackedBatch, value_T: Tensor, *, active: ActiveTokens, denominators: Denominators
+) -> Component:
+    return Component(
+        value_T=value_T,
+        weight_T=batch.kl_weight_T,
+        is_active_T=active.kl_T,
+        num_tokens=denominators.kl_tokens,
+        num_sequences=denominators.kl_sequences,
+    )
 
 
 def mean_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
@@ -274,6 +301,23 @@ def dppo_tv(terms: PolicyTerms, config: LossConfig) -> tuple[Tensor, dict[str, T
     surrogate_T = -terms.weight_T * terms.log_ratio_T.exp() * terms.advantage_T
     penalty_T = config.log_ratio_penalty * terms.log_rho_T.square()
     return torch.where(is_dropped_T, 0.0, surrogate_T) + penalty_T, {"tv_dropped": is_dropped_T}
+
+
+def value_loss(value_T: Tensor, *, old_value_T: Tensor, return_T: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """Half the squared error of the value, or of the value moved by at most `clip`, whichever is larger.
+
+    The clipping is that of PPO's reference code (Engstrom et al., arXiv 2005.12729, section 2, "value function
+    clipping"): a value that has already moved by more than `clip` towards its return has no gradient.
+
+    Returns:
+        Loss per token, float[T], and where the clipped error was the larger one, bool[T].
+    """
+    error_T = (value_T - return_T).square()
+    if clip is None:
+        return error_T / 2, torch.zeros_like(error_T, dtype=torch.bool)
+    clipped_T = old_value_T + (value_T - old_value_T).clamp(-clip, clip)
+    clipped_error_T = (clipped_T - return_T).square()
+    return torch.maximum(error_T, clipped_error_T) / 2, clipped_error_T > error_T
 
 
 POLICY_LOSSES: dict[PolicyLossName, Callable[[PolicyTerms, LossConfig], tuple[Tensor, dict[str, Tensor]]]] = {

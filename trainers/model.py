@@ -5,19 +5,29 @@ Shapes: T packed tokens, C = sequences + 1 boundaries, N scored positions, M hid
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from agentenv.engine import weights
 from agentenv.errors import ModelError, UsageError, describe
 from agentenv.trainers.attention import PACKED_ATTENTION, packed_layout
 from agentenv.trainers.head import DEFAULT_CHUNK_BYTES, LogitRule, chunked_logprobs
+from agentenv.trainers.lora import lora_of, merged
+from agentenv.trainers.sequence import SequenceGroup, SequenceSplit, check_heads
+from agentenv.trainers.value import ValueModel
 
 Attention = Literal["auto", "packed", "flash"]
 
@@ -35,10 +45,13 @@ class TokenScores:
             before it in its sequence. 0 at first tokens and wherever no score was asked for.
         entropy_T: entropy in nats of the distribution that token t was drawn from, with the same zeros; None where
             it was not asked for.
+        value_T: the critic's value of the state in which token t was chosen; 0 at first tokens; None where it was not
+            asked for.
     """
 
     logprob_T: Tensor
     entropy_T: Tensor | None
+    value_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +64,8 @@ class Policy:
 
 class PackedModel(nn.Module):
     """A causal LM over packed batches; `forward` is the only way in, so that sharding hooks on this module see it.
+
+    A critic, where there is one, is part of it (`critic`): one forward pass serves both losses.
 
     Dropout is switched off: old, new and behaviour log-probs must be those of one deterministic function.
 
@@ -69,8 +84,10 @@ class PackedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self.critic: ValueModel | None = None
         self.logit_rule = _logit_rule(causal_lm.config.get_text_config())
         self.chunk_bytes = chunk_bytes
+        self.sequence: SequenceGroup | None = None
         _switch_off_dropout(causal_lm)
         head = causal_lm.get_output_embeddings()
         if type(head) is not nn.Linear:
@@ -101,16 +118,22 @@ class PackedModel(nn.Module):
         is_scored_T: Tensor | None = None,
         temperature: float | Tensor = 1.0,
         with_entropy: bool = False,
+        with_values: bool = False,
     ) -> TokenScores:
         """Score the tokens of packed sequences. See `forward_logprobs`."""
-        hidden_TM = self._hidden(token_ids_T, cu_seqlens_C=cu_seqlens_C, position_T=position_T)
+        split = None if self.sequence is None else self.sequence.split(len(token_ids_T))
+        places = {"cu_seqlens_C": cu_seqlens_C, "position_T": position_T, "split": split}
+        hidden_TM = self._hidden(self.causal_lm, token_ids_T, **places)
         is_first_T = torch.zeros_like(token_ids_T, dtype=torch.bool)
         is_first_T[cu_seqlens_C[:-1].long()] = True
         chosen_T = ~is_first_T if is_scored_T is None else is_scored_T & ~is_first_T
         scored_N = chosen_T.nonzero()[:, 0]
+        before_N = scored_N - 1
+        if split is not None:
+            scored_N, before_N = split.own_scored(scored_N)
         head: Any = self.causal_lm.get_output_embeddings()
         logprob_N, entropy_N = chunked_logprobs(
-            hidden_TM.index_select(0, scored_N - 1).to(head.weight.dtype),
+            hidden_TM.index_select(0, before_N).to(head.weight.dtype),
             weight_VM=head.weight,
             bias_V=head.bias,
             target_N=token_ids_T.index_select(0, scored_N),
@@ -120,9 +143,25 @@ class PackedModel(nn.Module):
             chunk_bytes=self._chunk_bytes(hidden_TM.device),
         )
         return TokenScores(
-            logprob_T=_scatter(logprob_N, scored_N, like_T=token_ids_T),
-            entropy_T=None if entropy_N is None else _scatter(entropy_N, scored_N, like_T=token_ids_T),
+            logprob_T=_scatter(logprob_N, scored_N, like_T=token_ids_T, split=split),
+            entropy_T=None if entropy_N is None else _scatter(entropy_N, scored_N, like_T=token_ids_T, split=split),
+            value_T=self._values(token_ids_T, hidden_TM=hidden_TM, is_first_T=is_first_T, **places)
+            if with_values
+            else None,
         )
+
+    def split_sequences(self, group: SequenceGroup) -> None:
+        """From now on hold only this rank's tokens of every pack; all ranks of the group must call `forward` together.
+
+        Raises:
+            UsageError: the attention heads cannot be shared out over so many ranks.
+        """
+        check_heads(self.causal_lm.config.get_text_config().num_attention_heads, size=group.size)
+        self.causal_lm.set_attn_implementation(PACKED_ATTENTION)
+        if self.critic is not None and self.critic.causal_lm is not None:
+            self.critic.causal_lm.set_attn_implementation(PACKED_ATTENTION)
+        self.uses_flash = False
+        self.sequence = group
 
     def forward_logprobs(
         self,
@@ -133,6 +172,7 @@ class PackedModel(nn.Module):
         is_scored_T: Tensor | None = None,
         temperature: float | Tensor = 1.0,
         with_entropy: bool = False,
+        with_values: bool = False,
     ) -> TokenScores:
         """Score the tokens of packed sequences.
 
@@ -143,6 +183,7 @@ class PackedModel(nn.Module):
             is_scored_T: True where a score is wanted; None is everywhere. First tokens never have one.
             temperature: logits are divided by it; a number > 0, or float[T].
             with_entropy: also return entropies, from the same logits.
+            with_values: also return the critic's values; needs a critic.
 
         Returns:
             Scores with gradients into the model. The head runs only over scored positions, chunk by chunk.
@@ -154,16 +195,48 @@ class PackedModel(nn.Module):
             is_scored_T=is_scored_T,
             temperature=temperature,
             with_entropy=with_entropy,
+            with_values=with_values,
         )
 
-    def _hidden(self, token_ids_T: Tensor, *, cu_seqlens_C: Tensor, position_T: Tensor) -> Tensor:
-        body = self.causal_lm.get_decoder()
-        output = body(
-            input_ids=token_ids_T[None],
-            position_ids=position_T[None],
-            use_cache=False,
-            **self._attention_arguments(cu_seqlens_C),
-        )
+    def _values(
+        self,
+        token_ids_T: Tensor,
+        *,
+        hidden_TM: Tensor,
+        is_first_T: Tensor,
+        cu_seqlens_C: Tensor,
+        position_T: Tensor,
+        split: SequenceSplit | None,
+    ) -> Tensor:
+        """Return the value of the state before each token: what stands there ends in the token before."""
+        assert self.critic is not None, "values were asked of a policy without a critic"
+        if self.critic.causal_lm is not None:
+            hidden_TM = self._hidden(
+                self.critic.causal_lm, token_ids_T, cu_seqlens_C=cu_seqlens_C, position_T=position_T, split=split
+            )
+        valued_N = (~is_first_T).nonzero()[:, 0]
+        before_N = valued_N - 1
+        if split is not None:
+            valued_N, before_N = split.own_scored(valued_N)
+        value_N = self.critic(hidden_TM.index_select(0, before_N))
+        return _scatter(value_N, valued_N, like_T=token_ids_T, split=split)
+
+    def _hidden(
+        self,
+        causal_lm: PreTrainedModel,
+        token_ids_T: Tensor,
+        *,
+        cu_seqlens_C: Tensor,
+        position_T: Tensor,
+        split: SequenceSplit | None,
+    ) -> Tensor:
+        """Return the last hidden states; those of this rank's tokens where the sequence is split."""
+        body = causal_lm.get_decoder()
+        arguments = self._attention_arguments(cu_seqlens_C)
+        if split is not None:
+            token_ids_T, position_T = split.own(token_ids_T), split.own(position_T)
+            arguments["sequence_split"] = split
+        output = body(input_ids=token_ids_T[None], position_ids=position_T[None], use_cache=False, **arguments)
         return output.last_hidden_state[0]
 
     def _attention_arguments(self, cu_seqlens_C: Tensor) -> dict[str, object]:
@@ -182,6 +255,43 @@ class PackedModel(nn.Module):
         if self.chunk_bytes is not None:
             return self.chunk_bytes
         return DEFAULT_CHUNK_BYTES * (_CUDA_CHUNK_FACTOR if device.type == "cuda" else 1)
+
+
+def save_policy(policy: Policy, folder: str | Path) -> None:
+    """Write a Hugging Face folder: weights as safetensors with an adapter merged, tokenizer, chat template."""
+    causal_lm = policy.model.causal_lm
+    if lora_of(causal_lm) is not None:
+        causal_lm = plain_model(causal_lm.config, named_weights(causal_lm))
+        causal_lm.generation_config = policy.model.causal_lm.generation_config
+    causal_lm.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def plain_model(config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Return a causal LM that holds these very tensors, for saving: no second copy of the weights is made.
+
+    Args:
+        config: of the architecture.
+        tensors: every weight by its name, as `named_weights` gives them; tied ones once.
+
+    Raises:
+        ModelError: weights are missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(config)
+    try:
+        problems = causal_lm.load_state_dict(dict(tensors), strict=False, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"these are not the weights of a {type(causal_lm).__name__}: {error}") from error
+    causal_lm.tie_weights()
+    missing = [name for name, tensor in causal_lm.state_dict().items() if tensor.is_meta]
+    if missing or problems.unexpected_keys:
+        raise ModelError(
+            f"these are not the weights of a {type(causal_lm).__name__}: {len(missing)} are missing "
+            f"({', '.join(missing[:3])}), {len(problems.unexpected_keys)} are unknown "
+            f"({', '.join(problems.unexpected_keys[:3])})"
+        )
+    return causal_lm
 
 
 def load_policy(
@@ -247,9 +357,11 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights that an engine takes, by their Hugging Face name and by reference; tied ones once.
 
     Args:
-        model: a `PackedModel` or a causal LM.
+        model: a `PackedModel` or a causal LM. An adapter is merged: layers that it changes are new tensors.
     """
-    return weights.named_weights(model.causal_lm if isinstance(model, PackedModel) else model)
+    causal_lm = model.causal_lm if isinstance(model, PackedModel) else model
+    lora, tensors = lora_of(causal_lm), weights.named_weights(causal_lm)
+    return tensors if lora is None else merged(tensors, lora)
 
 
 def _logit_rule(config: Any) -> LogitRule:
@@ -319,6 +431,7 @@ def _temperature(temperature: float | Tensor, *, scored_N: Tensor) -> Tensor | N
     return None if temperature == 1.0 else torch.full(scored_N.shape, temperature, device=scored_N.device)
 
 
-def _scatter(value_N: Tensor, index_N: Tensor, *, like_T: Tensor) -> Tensor:
-    """Put values at their positions in a row of zeros."""
-    return value_N.new_zeros(like_T.shape).index_copy(0, index_N, value_N)
+def _scatter(value_N: Tensor, index_N: Tensor, *, like_T: Tensor, split: SequenceSplit | None) -> Tensor:
+    """Put values at their positions in a row of zeros; where the sequence is split, all ranks' values."""
+    value_T = value_N.new_zeros(like_T.shape).index_copy(0, index_N, value_N)
+    return value_T if split is None else split.merge(value_T)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from agentenv.config import Config
+
+_CRITIC = "critic."
 
 
 class OptimizerConfig(Config):
@@ -30,13 +32,20 @@ class OptimizerConfig(Config):
     """Gradients are scaled down to this norm."""
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters (Loshchilov and Hutter, arXiv 1711.05101)."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, critic_learning_rate: float | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters (Loshchilov and Hutter, arXiv 1711.05101).
+
+    Args:
+        model: its parameters under `critic.` are the critic's.
+        config: of the optimizer.
+        critic_learning_rate: peak rate of the critic's own parameters; None takes the same as everywhere.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = _groups([p for name, p in trainable if not name.startswith(_CRITIC)], config, peak=config.learning_rate)
+    rate = config.learning_rate if critic_learning_rate is None else critic_learning_rate
+    groups += _groups([p for name, p in trainable if name.startswith(_CRITIC)], config, peak=rate)
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
@@ -44,6 +53,14 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         eps=config.eps,
         fused=True,
     )
+
+
+def follow_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, *, step: int, num_steps: int) -> float:
+    """Set the rate of every group for optimizer step `step`; returns the policy's. See `learning_rate`."""
+    for group in optimizer.param_groups:
+        peak = config.model_copy(update={"learning_rate": group["peak_learning_rate"]})
+        group["lr"] = learning_rate(peak, step=step, num_steps=num_steps)
+    return learning_rate(config, step=step, num_steps=num_steps)
 
 
 def learning_rate(config: OptimizerConfig, *, step: int, num_steps: int) -> float:
@@ -61,3 +78,10 @@ def learning_rate(config: OptimizerConfig, *, step: int, num_steps: int) -> floa
     if config.schedule == "linear":
         return config.learning_rate * (1 - done)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _groups(parameters: list[nn.Parameter], config: OptimizerConfig, *, peak: float) -> list[dict[str, Any]]:
+    """Return parameter groups with and without weight decay."""
+    matrices = {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay}
+    vectors = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+    return [{**group, "lr": peak, "peak_learning_rate": peak} for group in (matrices, vectors)]

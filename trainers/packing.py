@@ -45,6 +45,8 @@ class PackedBatch:
         policy_weight_T: float32[T].
         cross_entropy_weight_T: float32[T].
         kl_weight_T: float32[T].
+        value_T: float32[T]; the critic's values before the update; 0 without a critic.
+        return_T: float32[T]; what the critic learns to predict; 0 without a critic.
     """
 
     sample_ids: tuple[str, ...]
@@ -62,6 +64,8 @@ class PackedBatch:
     policy_weight_T: Tensor
     cross_entropy_weight_T: Tensor
     kl_weight_T: Tensor
+    value_T: Tensor
+    return_T: Tensor
 
     def __len__(self) -> int:
         return len(self.token_ids_T)
@@ -74,7 +78,7 @@ class PackedBatch:
     @property
     def num_trajectories(self) -> int:
         """Number of different trajectories that the sequences come from."""
-        return len({_trajectory_id(sample_id) for sample_id in self.sample_ids})
+        return len({trajectory_id(sample_id) for sample_id in self.sample_ids})
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Return the batch with every tensor on `device`."""
@@ -99,11 +103,16 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
         empty = samples[int(np.argmin(lengths_B))].sample_id
         raise UsageError(f"sample {empty!r} has no token; leave empty samples out before packing")
     boundary_C = np.concatenate([[0], np.cumsum(lengths_B)])
-    trajectory_ids = [_trajectory_id(sample.sample_id) for sample in samples]
+    trajectory_ids = [trajectory_id(sample.sample_id) for sample in samples]
     index_of = {name: index for index, name in enumerate(dict.fromkeys(trajectory_ids))}
 
     def column(name: str, dtype: type[np.generic]) -> Tensor:
         return torch.from_numpy(np.concatenate([getattr(sample, name) for sample in samples]).astype(dtype, copy=False))
+
+    def critic_column(name: str) -> Tensor:
+        columns = [getattr(sample, name) for sample in samples]
+        filled = [c if len(c) else np.zeros(n, np.float32) for c, n in zip(columns, lengths_B, strict=True)]
+        return torch.from_numpy(np.concatenate(filled).astype(np.float32, copy=False))
 
     return PackedBatch(
         sample_ids=tuple(sample.sample_id for sample in samples),
@@ -121,10 +130,12 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
         policy_weight_T=column("policy_weight_T", np.float32),
         cross_entropy_weight_T=column("cross_entropy_weight_T", np.float32),
         kl_weight_T=column("kl_weight_T", np.float32),
+        value_T=critic_column("value_T"),
+        return_T=critic_column("return_T"),
     )
 
 
-def micro_batches(samples: Sequence[Sample], *, token_budget: int) -> list[list[Sample]]:
+def micro_batches(samples: Sequence[Sample], *, token_budget: int, num_shares: int = 1) -> list[list[Sample]]:
     """Cut samples into micro-batches of at most `token_budget` tokens, balanced by attention cost.
 
     The cut depends on the lengths alone, and samples keep their order inside a micro-batch. Losses divide by
@@ -133,6 +144,8 @@ def micro_batches(samples: Sequence[Sample], *, token_budget: int) -> list[list[
     Args:
         samples: what one optimizer step trains on.
         token_budget: tokens that fit into memory at once.
+        num_shares: ranks that take a share each; the number of micro-batches that fit the budget is a multiple of it
+            where there are enough samples, so that no rank waits for another.
 
     Returns:
         Micro-batches, ordered by their first sample. A sample longer than the budget stands alone, and a
@@ -142,7 +155,7 @@ def micro_batches(samples: Sequence[Sample], *, token_budget: int) -> list[list[
         UsageError: the budget is not positive.
     """
     too_long = [sample for sample in samples if len(sample) > token_budget]
-    parts = balance([len(sample) for sample in samples], token_budget=token_budget)
+    parts = balance([len(sample) for sample in samples], token_budget=token_budget, multiple_of=num_shares)
     if too_long:
         worst = max(too_long, key=len)
         warnings.warn(
@@ -155,7 +168,7 @@ def micro_batches(samples: Sequence[Sample], *, token_budget: int) -> list[list[
     return [[samples[index] for index in part] for part in parts]
 
 
-def balance(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
+def balance(lengths: Sequence[int], *, token_budget: int, multiple_of: int = 1) -> list[list[int]]:
     """Distribute items over as few bins as the budget allows, with even sums of squared lengths.
 
     Longest item first, into the bin with the least attention cost (sum of L^2) that still has room; one more bin is
@@ -164,6 +177,7 @@ def balance(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
     Args:
         lengths: tokens per item.
         token_budget: largest sum of lengths of a bin; an item above it gets a bin of its own.
+        multiple_of: the number of bins that are filled is one of its multiples; bins left empty are not returned.
 
     Returns:
         Indices of each bin, ascending; bins are ordered by their first index.
@@ -176,12 +190,35 @@ def balance(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
     alone = [[index] for index, length in enumerate(lengths) if length > token_budget]
     fitting = [index for index, length in enumerate(lengths) if length <= token_budget]
     fitting.sort(key=lambda index: (-lengths[index], index))
-    num_bins = -(-sum(lengths[index] for index in fitting) // token_budget)
+    num_bins = -(-sum(lengths[index] for index in fitting) // (token_budget * multiple_of)) * multiple_of
     bins: list[list[int]] | None = [] if not fitting else None
     while bins is None:
         bins = _fill(fitting, lengths, num_bins=max(num_bins, 1), token_budget=token_budget)
-        num_bins += 1
+        num_bins += multiple_of
     return sorted(sorted(part) for part in bins + alone if part)
+
+
+def share_out(costs: Sequence[int], *, num_shares: int) -> list[list[int]]:
+    """Spread items over shares with even sums of costs, none with more items than a fair share rounded up.
+
+    The most expensive item goes first, to the cheapest share that still has room. Deterministic.
+
+    Args:
+        costs: per item, e.g. the sum of L^2 of a micro-batch.
+        num_shares: ranks that take a share each.
+
+    Returns:
+        Indices of each share, ascending.
+    """
+    most = -(-len(costs) // num_shares)
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    totals = [0] * num_shares
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        with_room = (number for number, share in enumerate(shares) if len(share) < most)
+        chosen = min(with_room, key=lambda number: (totals[number], number))
+        shares[chosen].append(index)
+        totals[chosen] += costs[index]
+    return [sorted(share) for share in shares]
 
 
 def _fill(order: list[int], lengths: Sequence[int], *, num_bins: int, token_budget: int) -> list[list[int]] | None:
@@ -223,6 +260,7 @@ def segment_sum(value_T: Tensor, sequence_T: Tensor, *, num_sequences: int) -> T
     return torch.segment_reduce(value_T, "sum", lengths=lengths_B, initial=0.0, unsafe=True)
 
 
-def _trajectory_id(sample_id: str) -> str:
+def trajectory_id(sample_id: str) -> str:
+    """Return which trajectory a sample comes from: its id up to the last slash."""
     head, slash, _ = sample_id.rpartition("/")
     return head if slash else sample_id

@@ -17,8 +17,9 @@ from agentenv.store import TrajectoryStore
 from agentenv.track import open_trackers
 from agentenv.trainers.config import RunConfig
 from agentenv.trainers.loop import RL, credited, grouped, update_plan
-from agentenv.trainers.model import load_policy, named_weights
-from agentenv.trainers.pipeline import device_of, export_model, rl_worker
+from agentenv.trainers.model import load_policy, named_weights, save_policy
+from agentenv.trainers.parallel import spread
+from agentenv.trainers.phase import Phase, device_of, equip, phase_worker
 from agentenv.trajectory import Group, Trajectory
 
 
@@ -60,7 +61,10 @@ def replay_run(run: str | Path, overrides: Sequence[str]) -> ReplayResult:
     policy = load_policy(
         source / "start", dtype=getattr(torch, config.model.dtype), device=device_of(config.model.device)
     )
-    worker = rl_worker(config, policy, start=source / "start")
+    phase = Phase(config=config, kind=RL, model=str(source / "start"))
+    equip(policy.model, phase)
+    spread(policy.model, config=config.trainer.parallel, ranks=None)
+    worker = phase_worker(phase, policy=policy.model)
     steps = 0
     with RunFolder(config.output_dir, name=config.name) as folder:
         folder.write_config(to_yaml(config))
@@ -71,7 +75,7 @@ def replay_run(run: str | Path, overrides: Sequence[str]) -> ReplayResult:
                 trackers.log(grouped(metrics, prefix="train"), step=steps)
         finally:
             trackers.close()
-        export_model(policy, folder.path / "model")
+        save_policy(policy, folder.path / "model")
         checksum = weights_checksum(worker.weights())
         final = load_policy(source / "model", dtype=getattr(torch, config.model.dtype))
         return ReplayResult(

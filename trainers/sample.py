@@ -6,7 +6,7 @@ it, so position 0 never carries a weight.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
+
+
+def _absent() -> FloatArray:
+    return np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,9 @@ class Sample:
         policy_weight_T: float32[T]; weight of the policy-gradient loss.
         cross_entropy_weight_T: float32[T]; weight of -log pi(token).
         kl_weight_T: float32[T]; weight of the KL to the reference policy.
+        reward_T: float32[T]; what a critic's returns are made of, on sampled tokens; empty where there is no reward.
+        value_T: float32[T]; the critic's values before the update; empty without a critic.
+        return_T: float32[T]; what the critic learns to predict; empty without a critic.
     """
 
     sample_id: str
@@ -43,6 +50,9 @@ class Sample:
     policy_weight_T: FloatArray
     cross_entropy_weight_T: FloatArray
     kl_weight_T: FloatArray
+    reward_T: FloatArray = field(default_factory=_absent)
+    value_T: FloatArray = field(default_factory=_absent)
+    return_T: FloatArray = field(default_factory=_absent)
 
     def __post_init__(self) -> None:
         columns = (
@@ -56,6 +66,14 @@ class Sample:
             self.kl_weight_T,
         )
         assert all(len(column) == len(self.token_ids_T) for column in columns)
+        optional = (self.reward_T, self.value_T, self.return_T)
+        assert all(len(column) in (0, len(self.token_ids_T)) for column in optional)
 
     def __len__(self) -> int:
         return len(self.token_ids_T)
+
+    @property
+    def num_scored(self) -> int:
+        """Number of tokens whose log-prob enters some loss."""
+        weights = (self.policy_weight_T, self.cross_entropy_weight_T, self.kl_weight_T)
+        return int(np.count_nonzero(np.logical_or.reduce([weight != 0 for weight in weights])))

@@ -5,7 +5,7 @@ Shapes: T tokens of one sequence, B trajectories, K turns, N tokens of turns in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -24,46 +24,37 @@ def assign(
     *,
     advantage: AdvantageName,
     divide_by_std: bool = True,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    whiten: bool = False,
-    values: Mapping[str, FloatArray] | None = None,
     drop_zero_variance: bool = False,
 ) -> list[Sample]:
     """Turn finished groups into samples that carry their advantage.
 
     Only scored trajectories count, for the baseline and as samples. Every sampled token of a trajectory gets its
-    advantage (for `turn_rtg_loo` that of its turn, for `gae` its own), policy weight 1 and KL weight 1.
+    advantage (for `turn_rtg_loo` that of its turn), policy weight 1 and KL weight 1. For `gae` the advantages are 0
+    until the trainer's critic fills them from the column of rewards.
 
     Args:
         groups: complete groups, each a comparison set of its own.
         advantage: a key of `ADVANTAGES`.
         divide_by_std: for `grpo`.
-        gamma: for `gae`.
-        lam: for `gae`.
-        whiten: for `gae`.
-        values: for `gae`: `sample_id` to float[T], the critic's values of that sequence. The returns that the critic
-            learns from are advantage + value, taken before whitening.
         drop_zero_variance: leave out the groups in which every advantage is exactly 0.
 
     Returns:
         Samples in the order group, member, sequence; sequences without a sampled token are left out.
 
     Raises:
-        UsageError: the estimator is unknown, or `gae` was asked for without values.
-        DataError: a reward is not finite, or turns and token sequences disagree.
+        UsageError: the estimator is unknown, or a sequence has images.
+        DataError: a reward is not finite, turns and token sequences disagree, or a scripted policy, a person or an
+            endpoint played: without the log-probs of weights of ours there is no policy gradient.
     """
     if advantage not in ADVANTAGES:
         raise UsageError(
             f"advantage is {advantage!r}; allowed are {', '.join(ADVANTAGES)}.{did_you_mean(advantage, ADVANTAGES)}"
         )
-    if advantage == "gae" and values is None:
-        raise UsageError("advantage 'gae' needs a critic; pass `values`, or take 'rloo', which needs none")
-    options = AdvantageOptions(divide_by_std=divide_by_std, gamma=gamma, lam=lam, whiten=whiten)
+    options = AdvantageOptions(divide_by_std=divide_by_std)
     members = [(index, trajectory) for index, group in enumerate(groups) for trajectory in group.scored]
     if not members:
         return []
-    episodes = _flatten(members, values=values)
+    episodes = _flatten(members)
     advantage_N = ADVANTAGES[advantage](episodes, options).to(torch.float32)
     group_N = episodes.group_B[episodes.trajectory_K].repeat_interleave(episodes.num_tokens_K)
     kept = set(group_N[advantage_N != 0].tolist()) if drop_zero_variance else set(range(len(groups)))
@@ -83,6 +74,7 @@ def cross_entropy_samples(trajectories: Iterable[Trajectory]) -> list[Sample]:
 
     Raises:
         DataError: turns and token sequences disagree.
+        UsageError: a sequence has images.
     """
     out: list[Sample] = []
     for trajectory in trajectories:
@@ -96,24 +88,16 @@ def sample_id(trajectory: Trajectory, sequence: int) -> str:
     return f"{trajectory.group_id}/{trajectory.member}/{sequence}"
 
 
-def _flatten(members: Sequence[tuple[int, Trajectory]], *, values: Mapping[str, FloatArray] | None) -> Episodes:
+def _flatten(members: Sequence[tuple[int, Trajectory]]) -> Episodes:
     """Lay the turns of (group index, scored trajectory) pairs end to end."""
     reward_K: list[float] = []
-    sampled: list[np.ndarray] = [np.zeros(0, dtype=np.bool_)]
-    value: list[np.ndarray] = [np.zeros(0, dtype=np.float32)]
     for _, trajectory in members:
         _check_turns(trajectory)
-        rewards = [turn.reward for turn in trajectory.turns]
-        if rewards:
-            rewards[-1] += trajectory.terminal_reward
+        rewards = _turn_rewards(trajectory)
         if not np.isfinite([trajectory.reward, *rewards]).all():
             name = f"{trajectory.group_id}/{trajectory.member}"
             raise DataError(f"trajectory {name} has rewards {rewards}; a scored trajectory needs finite rewards")
         reward_K += rewards
-        for turn in trajectory.turns:
-            sampled.append(trajectory.sequences[turn.sequence].is_sampled[turn.start : turn.end])
-            if values is not None:
-                value.append(_sequence_values(values, trajectory, turn.sequence)[turn.start : turn.end])
     turns = [turn for _, trajectory in members for turn in trajectory.turns]
     num_turns = [len(trajectory.turns) for _, trajectory in members]
     return Episodes(
@@ -122,19 +106,32 @@ def _flatten(members: Sequence[tuple[int, Trajectory]], *, values: Mapping[str, 
         trajectory_K=torch.arange(len(members)).repeat_interleave(torch.tensor(num_turns)),
         reward_K=torch.tensor(reward_K, dtype=torch.float64),
         num_tokens_K=torch.tensor([turn.num_tokens for turn in turns], dtype=torch.int64),
-        is_sampled_N=torch.from_numpy(np.concatenate(sampled)),
-        value_N=torch.from_numpy(np.concatenate(value)),
     )
 
 
-def _sequence_values(values: Mapping[str, FloatArray], trajectory: Trajectory, sequence: int) -> FloatArray:
-    length = len(trajectory.sequences[sequence])
-    name = sample_id(trajectory, sequence)
-    value_T = values.get(name)
-    if value_T is None or len(value_T) != length:
-        came = "nothing" if value_T is None else f"{len(value_T)} values"
-        raise UsageError(f"values has {came} for sample {name!r}; one value for each of its {length} tokens is needed")
-    return value_T
+def _turn_rewards(trajectory: Trajectory) -> list[float]:
+    """Return the reward of each turn, the terminal one in the last."""
+    rewards = [turn.reward for turn in trajectory.turns]
+    if rewards:
+        rewards[-1] += trajectory.terminal_reward
+    return rewards
+
+
+def _token_rewards(trajectory: Trajectory) -> list[FloatArray]:
+    """Put each turn's reward on its last sampled token, in the sequence where that stands.
+
+    The reward of a turn in which nothing was sampled goes to the last token sampled before it; where there is none, no
+    action earned it, and it is left out.
+    """
+    rewards = [np.zeros(len(sequence), dtype=np.float32) for sequence in trajectory.sequences]
+    earner: tuple[int, int] | None = None
+    for turn, reward in zip(trajectory.turns, _turn_rewards(trajectory), strict=True):
+        sampled = np.flatnonzero(trajectory.sequences[turn.sequence].is_sampled[turn.start : turn.end])
+        if len(sampled):
+            earner = turn.sequence, turn.start + int(sampled[-1])
+        if earner is not None:
+            rewards[earner[0]][earner[1]] += reward
+    return rewards
 
 
 def _samples(
@@ -143,11 +140,20 @@ def _samples(
     assert len(advantages) == len(trajectory.turns)
     _check_turns(trajectory)
     out: list[Sample] = []
+    rewards = _token_rewards(trajectory)
     for index, sequence in enumerate(trajectory.sequences):
         if not sequence.is_sampled.any():
             continue  # nothing to learn from, and an empty row would count in the per-sequence means
         name = sample_id(trajectory, index)
+        if sequence.images:
+            raise UsageError(
+                f"sample {name} has {len(sequence.images)} images in its prompt, and the trainer reads token ids only. "
+                "Supported are training of text models, and playing and evaluating vision-language models; take an "
+                "environment without images, or `agentenv eval`"
+            )
         turn_T, version_T, advantage_T = _turn_columns(trajectory, index, advantages=advantages, name=name)
+        if policy_weight:
+            _check_is_ours(sequence.is_sampled & (version_T < 0), name=name)
         is_trained_T = sequence.is_sampled.copy()
         is_trained_T[0] = False  # nothing stands before position 0 that could predict it
         out.append(
@@ -162,6 +168,7 @@ def _samples(
                 policy_weight_T=_weights(is_trained_T, policy_weight),
                 cross_entropy_weight_T=_weights(is_trained_T, cross_entropy_weight),
                 kl_weight_T=_weights(is_trained_T, policy_weight),
+                reward_T=rewards[index],
             )
         )
     return out
@@ -190,6 +197,16 @@ def _turn_columns(
     if orphans:
         raise DataError(f"sample {name} has {orphans} sampled tokens outside every turn; each needs exactly one turn")
     return turn_T, version_T, advantage_T
+
+
+def _check_is_ours(is_foreign_T: BoolArray, *, name: str) -> None:
+    """Raise where tokens were not sampled by an engine that serves our weights."""
+    count = int(np.count_nonzero(is_foreign_T))
+    if count:
+        raise DataError(
+            f"sample {name} has {count} tokens of no weight version: a scripted policy, a person or an endpoint said "
+            "them, so their log-probs are unknown. Play with an engine (hf, vllm, sglang), or imitate them (sft)"
+        )
 
 
 def _check_turns(trajectory: Trajectory) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 
@@ -16,12 +15,15 @@ from agentenv.messages import Message, as_messages
 from agentenv.renderer import Renderer, ToolSpecs
 from agentenv.rows import Row, read_rows
 from agentenv.seeds import derive_seed
+from agentenv.trainers.background import whole
+from agentenv.trainers.bad_batch import BadBatches
 from agentenv.trainers.checkpoint import CheckpointFolder, Progress
 from agentenv.trainers.config import SFTConfig
+from agentenv.trainers.learner import Learner
 from agentenv.trainers.sample import Sample
-from agentenv.trainers.worker import UpdatePlan, Worker
+from agentenv.trainers.worker import UpdatePlan
 
-SFT = "sft"
+SFT: Final = "sft"
 
 
 def conversation_sample(
@@ -36,12 +38,14 @@ def conversation_sample(
         tools: schemas that stand in the prompt.
 
     Raises:
-        DataError: no assistant turn, or the template rewrites history between two of them.
+        DataError: no assistant turn, images, or a template that rewrites history between two turns.
     """
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
     pending: list[Message] = []
     for message in messages:
+        if message.images:
+            raise DataError(f"{sample_id}: a message has images, and the trainer reads text only; leave the row out")
         if message.role != "assistant":
             pending.append(message)
             continue
@@ -76,7 +80,7 @@ def num_sft_steps(config: SFTConfig, *, num_samples: int) -> int:
 
 
 async def fine_tune(
-    worker: Worker,
+    learner: Learner,
     samples: Sequence[Sample],
     *,
     config: SFTConfig,
@@ -84,30 +88,37 @@ async def fine_tune(
     seed: int,
     checkpoints: CheckpointFolder,
     log: Callable[[dict[str, float], int], None],
+    guard: BadBatches,
     start_step: int = 0,
 ) -> int:
     """Imitate samples; returns the number of steps taken in all.
 
-    The order is a function of (seed, epoch). Cancellation saves a checkpoint before it goes on.
+    The order is a function of (seed, epoch). Cancellation lets the step end and saves a checkpoint before it goes on; a
+    second one cuts the step, and nothing is saved.
     """
     if not samples:
         raise UsageError("there are no demonstrations to learn from; raise sft.num_demonstrations")
     num_steps = num_sft_steps(config, num_samples=len(samples))
-    step = start_step
+    step, is_whole = start_step, True
+
+    async def train_once() -> None:
+        nonlocal step, is_whole
+        is_whole = False
+        batch = _batch(samples, step=step, batch_size=config.batch_size, seed=seed)
+        plan = UpdatePlan(token_budget=token_budget, num_steps=num_steps, seed=seed, version=0)
+        metrics = await learner.update(batch, plan=plan)
+        step, is_whole = step + 1, True
+        guard.check(batch, metrics, step=step)
+        log(metrics, step)
+
     try:
         while step < num_steps:
-            batch = _batch(samples, step=step, batch_size=config.batch_size, seed=seed)
-            plan = UpdatePlan(token_budget=token_budget, num_steps=num_steps, seed=seed, version=0)
-            metrics = worker.update(batch, plan=plan)
-            step += 1
-            log(metrics, step)
-            await asyncio.sleep(0)  # the place where Ctrl-C is heard
+            await whole(train_once())
     finally:
-        checkpoints.save(
-            Progress(phase=SFT, step=step, version=0, scheduler={}, optimizer_steps=worker.optimizer_steps),
-            model=worker.model,
-            optimizer=worker.optimizer,
-        )
+        if is_whole:
+            progress = Progress(phase=SFT, step=step, version=0, scheduler={}, optimizer_steps=learner.optimizer_steps)
+            await checkpoints.begin(progress, learner=learner)
+            await checkpoints.settle()
     return step
 
 

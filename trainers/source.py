@@ -9,6 +9,7 @@ from agentenv.runner import GroupSpec
 from agentenv.seeds import derive_seed
 from agentenv.tasks import Task, TaskOrder, load_tasks
 from agentenv.trainers.config import EnvConfig
+from agentenv.trajectory import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +53,8 @@ def group_source(env: EnvConfig, *, seed: int, group_size: int) -> GroupSource:
     """
     tasks = load_tasks(env.tasks) if env.tasks is not None else ()
     return GroupSource(env=env, seed=seed, group_size=group_size, tasks=tasks)
+
+
+def number_of(group: Group) -> int:
+    """Return the number under which a source named this group."""
+    return int(group.group_id.partition(".")[0])

@@ -149,8 +149,6 @@ class TinyConfig(Config):
     """Attention heads; each is hidden_size / num_heads wide, which must be even."""
     max_length: int = Field(default=2048, ge=16)
     """Positions of the model."""
-    initializer_range: float = Field(default=0.1, gt=0)
-    """Standard deviation of the initial weights; at 0.02, usual for large models, training sits on a plateau."""
 
 
 def make_tiny_tokenizer(
@@ -214,7 +212,8 @@ def make_tiny_model(
         num_heads: attention heads.
         num_key_heads: heads of keys and values; None is `num_heads`.
         max_length: positions.
-        initializer_range: standard deviation of the weights.
+        initializer_range: standard deviation of the weights; at 0.02, usual for large models, training sits on a
+            plateau.
         tie_embeddings: True shares input and output embedding.
 
     Raises:
@@ -274,7 +273,6 @@ def save_tiny(
         num_layers=config.num_layers,
         num_heads=config.num_heads,
         max_length=config.max_length,
-        initializer_range=config.initializer_range,
     )
     vocab = tokenizer.get_vocab()
     for settings in (model.config, model.generation_config):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from agentenv.agent.chat import ChatAgent
 from agentenv.agent.policy import record_spoken
@@ -14,6 +14,7 @@ from agentenv.engine.protocol import Completion
 from agentenv.episode import Episode
 from agentenv.errors import UsageError
 from agentenv.messages import Message, ToolCall
+from agentenv.vision import described_content
 
 
 class Left(BaseException):
@@ -31,7 +32,10 @@ class HumanAgent(ChatAgent):
         show: shows a text.
     """
 
+    uses_engine: ClassVar[bool] = False
+
     def __init__(self, *, ask: Callable[[str], str], show: Callable[[str], None]) -> None:
+        super().__init__()
         self.ask = ask
         self.show = show
 
@@ -49,7 +53,7 @@ class HumanAgent(ChatAgent):
         if not spoken and episode.tools:
             self.show("tools: " + "; ".join(_usage(tool) for tool in episode.tools))
         for message in episode.conversation[spoken[-1] + 1 if spoken else 0 :]:
-            self.show(f"{message.name or message.role}> {message.content}")
+            self.show(f"{message.name or message.role}> {described_content(message)}")
 
 
 def read_line(line: str, *, tools: tuple[Mapping[str, object], ...]) -> Message:

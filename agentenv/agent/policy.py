@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from agentenv.agent.chat import ChatAgent
-from agentenv.engine.protocol import Completion
+from agentenv.agent.dialect import Dialect
+from agentenv.engine.protocol import Completion, FinishReason
 from agentenv.episode import Episode
 from agentenv.errors import boundary
 from agentenv.messages import Message
+from agentenv.renderer import ToolSpecs
 from agentenv.trajectory import VersionSpan
 
 PolicyName = Literal["oracle", "demonstrate", "random"]
@@ -25,9 +27,13 @@ class PolicyAgent(ChatAgent):
 
     Args:
         policy: `"oracle"` (best play), `"demonstrate"` (an imperfect expert), or `"random"`.
+        dialect: how its turns are written; that of the agent whose demonstrations they are to be.
     """
 
-    def __init__(self, policy: PolicyName) -> None:
+    uses_engine: ClassVar[bool] = False
+
+    def __init__(self, policy: PolicyName, *, dialect: Dialect | None = None) -> None:
+        super().__init__(dialect=dialect)
         self.policy: PolicyName = policy
 
     async def speak(self, episode: Episode) -> Completion:
@@ -42,16 +48,25 @@ class PolicyAgent(ChatAgent):
             else:
                 said = env.random_action(rng)
         message = Message(role="assistant", content=said) if isinstance(said, str) else said
-        return record_spoken(episode, message)
+        return record_spoken(episode, self.dialect.write(message), tools=self.dialect.shown_tools(episode.tools))
 
 
-def record_spoken(episode: Episode, message: Message) -> Completion:
-    """Record a turn that no model sampled, in the ids that one would have; log-probs 0, version -1."""
-    ids = episode.renderer.turn_ids(message, tools=episode.tools)
+def record_spoken(
+    episode: Episode, message: Message, *, tools: ToolSpecs | None = None, finish_reason: FinishReason = "stop"
+) -> Completion:
+    """Record a turn that no model sampled, in the ids that one would have; log-probs 0, version -1.
+
+    Args:
+        episode: that is played.
+        message: what was said.
+        tools: those that the template is given; the episode's by default.
+        finish_reason: why the turn ended.
+    """
+    ids = episode.renderer.turn_ids(message, tools=episode.tools if tools is None else tools)
     completion = Completion(
         token_ids=ids,
         logprobs=(0.0,) * len(ids),
-        finish_reason="stop",
+        finish_reason=finish_reason,
         weight_versions=(VersionSpan(version=-1, start=0, end=len(ids)),),
     )
     episode.record(completion)

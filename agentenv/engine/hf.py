@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,17 +39,21 @@ from agentenv.engine.slots import Request, SlotTable
 from agentenv.engine.step import Step, StepPlanner
 from agentenv.engine.weights import load_causal_lm, load_weights, named_weights, weights_checksum
 from agentenv.errors import DeadlineExceeded, EngineClosed, EngineError, ModelError, describe
+from agentenv.messages import Image
 
 __all__ = ["HFEngine", "HFEngineConfig", "weights_checksum"]
 
 IntArray = npt.NDArray[np.int64]
 
+_OWN_SEED = 0  # of requests that bring none
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 class HFEngineConfig(Config):
     """The embedded engine."""
 
+    name: Literal["hf"] = "hf"
+    """Which engine."""
     max_length: int = Field(default=2048, ge=2)
     """Tokens of prompt and output together, at most."""
     max_slots: int = Field(default=64, ge=1)
@@ -62,8 +66,6 @@ class HFEngineConfig(Config):
     """Of weights and cache; auto keeps the model's."""
     device: str = "auto"
     """Where to run: auto is the model's own device, or the first GPU for a model loaded from a folder."""
-    seed: int = 0
-    """Where requests that bring no seed draw theirs from."""
 
     @model_validator(mode="after")
     def _decoding_never_fills_a_step(self) -> HFEngineConfig:
@@ -139,16 +141,27 @@ class HFEngine:
         return cls(model, config=config, version=version, keeps_model=True)
 
     async def generate(
-        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, deadline_s: float
+        self,
+        prompt_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        session_id: str,
+        deadline_s: float,
+        images: Sequence[Image] = (),
     ) -> Completion:
         """Sample a continuation; see `Engine.generate`.
 
         Raises:
-            EngineError: the prompt is empty, too long or holds an id outside the vocabulary, or the engine failed.
+            EngineError: pictures came, the prompt is empty, too long or holds an id outside the vocabulary, or the
+                engine failed.
             EngineClosed: the engine was closed.
             DeadlineExceeded: after `deadline_s` seconds, waiting and pauses included.
         """
         self._refuse_if_unusable()
+        if images:
+            raise EngineError(
+                f"{len(images)} pictures came; the embedded engine serves text models, take vllm or sglang"
+            )
         self._follow_loop()
         request = self._new_request(prompt_ids, sampling, session_id=session_id)
         self._waiting.append(request)
@@ -223,6 +236,10 @@ class HFEngine:
         dtype = str(self._model.dtype).removeprefix("torch.")
         return Ack(version=self._version, checksum=weights_checksum(own), dtype=dtype)
 
+    def held_weights(self) -> Mapping[str, Tensor]:
+        """Return the weights that are served, by their name and by reference; do not change them."""
+        return named_weights(self._model)
+
     async def health(self) -> EngineHealth:
         """Say whether requests can be served; a paused engine can, later."""
         return EngineHealth(
@@ -249,7 +266,7 @@ class HFEngine:
     def _new_request(self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str) -> Request:
         prompt = _checked_prompt(prompt_ids, vocab_size=self.vocab_size, max_length=self.config.max_length)
         self._num_requests += 1
-        state = seed_state(self.config.seed, stream=self._num_requests)
+        state = seed_state(_OWN_SEED, stream=self._num_requests)
         return Request(
             prompt_ids=prompt,
             sampling=sampling,

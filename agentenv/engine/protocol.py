@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from agentenv.errors import EngineError, UsageError
+from agentenv.messages import Image
 from agentenv.trajectory import VersionSpan
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -66,6 +67,21 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraAdapter:
+    """The shape of a low-rank adapter (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+
+    Attributes:
+        rank: r.
+        alpha: the adapter's output is scaled by alpha / rank.
+        target_modules: names of the linear layers that it changes, e.g. `("q_proj", "v_proj")`.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightManifest:
     """New weights for an engine.
 
@@ -73,10 +89,13 @@ class WeightManifest:
         version: version number, larger than any before.
         tensors: parameter name -> tensor, by reference; the engine copies before it acknowledges.
             The values are torch tensors; the core does not import torch.
+        adapter: None where `tensors` are the whole model; else they are this adapter's matrices under the names of a
+            peft checkpoint, and the base model stays as it is.
     """
 
     version: int
     tensors: Mapping[str, object] = field(default_factory=dict)
+    adapter: LoraAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +115,21 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineHealth:
-    """A snapshot of an engine."""
+    """A snapshot of an engine.
+
+    Attributes:
+        is_ready: requests can be served, now or after `resume`.
+        version: of the weights that it serves.
+        num_running: requests that it computes.
+        num_waiting: requests that wait for room in it.
+        cache_use: share of its key-value cache that running requests hold, in [0, 1]; 0 where it does not say.
+    """
 
     is_ready: bool
     version: int
     num_running: int
     num_waiting: int
+    cache_use: float = 0.0
 
 
 @runtime_checkable
@@ -109,15 +137,23 @@ class Engine(Protocol):
     """An inference engine in token ids."""
 
     async def generate(
-        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, deadline_s: float
+        self,
+        prompt_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        session_id: str,
+        deadline_s: float,
+        images: Sequence[Image] = (),
     ) -> Completion:
         """Sample a continuation.
 
         Args:
-            prompt_ids: token ids of the whole prompt.
+            prompt_ids: token ids of the whole prompt; a picture is the run of placeholder ids that the model reads it
+                as.
             sampling: how to sample.
             session_id: the episode; engines use it for prefix affinity.
             deadline_s: seconds from now after which `DeadlineExceeded` is raised and the request aborted.
+            images: one for every run of placeholder ids, in order; engines of text models refuse them.
 
         Raises:
             EngineError: the request failed. Cancelling the awaiting task aborts the request.

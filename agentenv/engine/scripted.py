@@ -18,6 +18,7 @@ from agentenv.engine.protocol import (
     WeightManifest,
 )
 from agentenv.errors import DeadlineExceeded, EngineClosed, EngineError
+from agentenv.messages import Image
 from agentenv.trajectory import VersionSpan
 
 
@@ -31,6 +32,7 @@ class ScriptedRequest:
         session_id: the episode.
         prompt_ids: the whole prompt.
         sampling: how to sample.
+        images: of the prompt.
     """
 
     index: int
@@ -38,6 +40,7 @@ class ScriptedRequest:
     session_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,19 +106,26 @@ class ScriptedEngine:
         self._num_running = 0
         self._is_open = asyncio.Event()
         self._is_open.set()
+        self._aborts = asyncio.Event()
         self._is_closed = False
 
     async def generate(
-        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, deadline_s: float
+        self,
+        prompt_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        session_id: str,
+        deadline_s: float,
+        images: Sequence[Image] = (),
     ) -> Completion:
         """Answer from the script, after the latency."""
         if self._is_closed:
             raise EngineClosed("the scripted engine was closed")
         self._num_running += 1
         try:
+            request = self._request(prompt_ids, sampling, session_id=session_id, images=images)
             if self.latency_s or not self._is_open.is_set():
-                return await self._in_time(prompt_ids, sampling, session_id=session_id, deadline_s=deadline_s)
-            request = self._request(prompt_ids, sampling, session_id=session_id)
+                return await self._in_time(request, deadline_s=deadline_s)
             if _hits(self.faults.hang_every, request.index):
                 await self._hang(deadline_s)
             return self._answer(request)
@@ -130,8 +140,11 @@ class ScriptedEngine:
         """Do nothing: nothing is cached."""
 
     async def pause(self, mode: PauseMode = "abort") -> None:
-        """Hold new requests back."""
+        """Hold requests back; mode `"abort"` ends those that wait for their latency with half of their answer."""
         self._is_open.clear()
+        if mode == "abort":
+            self._aborts.set()
+            self._aborts = asyncio.Event()
 
     async def resume(self) -> None:
         """Let requests through again."""
@@ -154,27 +167,35 @@ class ScriptedEngine:
         """Refuse further requests."""
         self._is_closed = True
 
-    async def _in_time(
-        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, deadline_s: float
-    ) -> Completion:
-        request = self._request(prompt_ids, sampling, session_id=session_id)
+    async def _in_time(self, request: ScriptedRequest, *, deadline_s: float) -> Completion:
         if _hits(self.faults.hang_every, request.index) or self.latency_s > deadline_s:
             await self._hang(deadline_s)
-        if not self._is_open.is_set():
-            try:
-                async with asyncio.timeout(deadline_s):
-                    await self._is_open.wait()
-            except TimeoutError:
-                raise DeadlineExceeded("engine", "generate", f"paused for more than {deadline_s:g} s") from None
-        if self.latency_s:
-            await asyncio.sleep(self.latency_s)
-        return self._answer(request)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._is_open.wait()
+                is_aborted = await self._wait_out_latency()
+        except TimeoutError:
+            raise DeadlineExceeded("engine", "generate", f"no answer within {deadline_s:g} s") from None
+        return self._answer(request, is_aborted=is_aborted)
+
+    async def _wait_out_latency(self) -> bool:
+        """Wait for the latency, and for the end of a pause that fell into it; True when a pause aborted the request."""
+        aborts = self._aborts
+        try:
+            async with asyncio.timeout(self.latency_s):
+                await aborts.wait()
+            return True
+        except TimeoutError:
+            await self._is_open.wait()
+            return aborts.is_set()
 
     async def _hang(self, deadline_s: float) -> None:
         await asyncio.sleep(deadline_s)
         raise DeadlineExceeded("engine", "generate", f"no answer within {deadline_s:g} s")
 
-    def _request(self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str) -> ScriptedRequest:
+    def _request(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, session_id: str, images: Sequence[Image]
+    ) -> ScriptedRequest:
         turn = self._turns.get(session_id, 0)
         self._turns[session_id] = turn + 1
         return ScriptedRequest(
@@ -183,15 +204,16 @@ class ScriptedEngine:
             session_id=session_id,
             prompt_ids=tuple(prompt_ids),
             sampling=sampling,
+            images=tuple(images),
         )
 
-    def _answer(self, request: ScriptedRequest) -> Completion:
+    def _answer(self, request: ScriptedRequest, *, is_aborted: bool = False) -> Completion:
         if _hits(self.faults.fail_every, request.index):
             raise EngineError("injected failure")
         script = self.script
         ids = list(script(request) if callable(script) else script[min(request.turn, len(script) - 1)])
         finish: FinishReason = "stop"
-        if _hits(self.faults.abort_every, request.index):
+        if is_aborted or _hits(self.faults.abort_every, request.index):
             ids, finish = ids[: len(ids) // 2], "abort"
         elif len(ids) > request.sampling.max_tokens:
             ids, finish = ids[: request.sampling.max_tokens], "length"

@@ -113,7 +113,7 @@ class HttpEngine(ScriptedEngine):
         super().__init__([()])
         self.client = JsonClient(f"http://127.0.0.1:{port}")
 
-    async def generate(self, prompt_ids, sampling, *, session_id, deadline_s):
+    async def generate(self, prompt_ids, sampling, *, session_id, deadline_s, images=()):
         body = {
             "input_ids": prompt_ids,
             "rid": session_id,

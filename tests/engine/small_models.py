@@ -9,17 +9,25 @@ from torch import Tensor
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB_SIZE = 97
@@ -75,6 +83,43 @@ def gpt2(*, seed: int = 0) -> PreTrainedModel:
     return _rough(lambda: GPT2LMHeadModel(config), seed=seed)
 
 
+def gemma3(*, seed: int = 0) -> PreTrainedModel:
+    """Return a Gemma 3: a layer with a window and one without, each with its own rotation base."""
+    layers = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(**_SIZES, head_dim=16, sliding_window=7, layer_types=layers)
+    return _rough(lambda: Gemma3ForCausalLM(config), seed=seed)
+
+
+def qwen3_moe(*, seed: int = 0) -> PreTrainedModel:
+    """Return a Qwen3 whose tokens go to two of four experts."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+    return _with_plain_experts(
+        _rough(lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**_SIZES, "head_dim": 16, **experts})), seed=seed)
+    )
+
+
+def gpt_oss(*, seed: int = 0) -> PreTrainedModel:
+    """Return a GPT-OSS: experts, a learned sink per head, and a window in every other layer."""
+    layers = ["sliding_attention", "full_attention"]
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    config = GptOssConfig(
+        **{**_SIZES, "head_dim": 16},
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=7,
+        layer_types=layers,
+        rope_parameters=rope,
+    )
+    model = _with_plain_experts(_rough(lambda: GptOssForCausalLM(config), seed=seed))
+    model.set_attn_implementation("eager")  # the only one with sinks
+    return model
+
+
+def phi3(*, seed: int = 0) -> PreTrainedModel:
+    """Return a Phi-3, whose projections are fused."""
+    return _rough(lambda: Phi3ForCausalLM(Phi3Config(**{**_SIZES, "pad_token_id": 0})), seed=seed)
+
+
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3": qwen3,
     "llama": llama,
@@ -82,6 +127,10 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "mistral": mistral,
     "gemma2": gemma2,
     "gpt2": gpt2,
+    "gemma3": gemma3,
+    "qwen3_moe": qwen3_moe,
+    "gpt_oss": gpt_oss,
+    "phi3": phi3,
 }
 
 
@@ -91,6 +140,12 @@ def reference_logprobs(model: PreTrainedModel, token_ids: Sequence[int], *, temp
     token_T = torch.tensor(list(token_ids))
     logit_TV = model(input_ids=token_T[None], use_cache=False).logits[0].double() / temperature
     return logit_TV[:-1].log_softmax(-1).gather(1, token_T[1:, None])[:, 0]
+
+
+def _with_plain_experts(model: PreTrainedModel) -> PreTrainedModel:
+    """Let experts be computed one by one: the grouped kernel takes no float64."""
+    model.set_experts_implementation("eager")
+    return model
 
 
 def _rough(make: Callable[[], PreTrainedModel], *, seed: int) -> PreTrainedModel:

@@ -137,7 +137,7 @@ async def test_a_seeded_request_draws_the_same_alone_and_in_a_crowd():
 
 async def test_two_runs_with_the_same_seeds_and_order_are_bit_identical():
     async def run() -> list[tuple[list[int], list[float]]]:
-        engine = engine_of(qwen3(), max_slots=4, seed=11)
+        engine = engine_of(qwen3(), max_slots=4)
 
         async def episode(index: int) -> list[tuple[list[int], list[float]]]:
             history, turns = prompt_of(6 + index, seed=index), []

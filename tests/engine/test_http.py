@@ -28,7 +28,7 @@ async def server():
 
 @pytest.fixture
 async def client(server):
-    client = JsonClient(server)
+    client = JsonClient(server, busy_s=0.3)
     yield client
     await client.close()
 

@@ -1,19 +1,27 @@
 """Checkpoints: whole or absent, bit-exact, and damaged ones are passed over."""
 
+import asyncio
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from agentenv.agent.policy import PolicyAgent
+from agentenv.engine.scripted import ScriptedEngine
 from agentenv.errors import CheckpointError
+from agentenv.runner import GroupSpec, Runner
 from agentenv.trainers.checkpoint import CheckpointFolder, Progress
 from agentenv.trainers.config import AlgorithmConfig
+from agentenv.trainers.learner import LocalLearner
 from agentenv.trainers.model import PackedModel
 from agentenv.trainers.optimizer import OptimizerConfig
 from agentenv.trainers.tiny import make_tiny_model
@@ -33,7 +41,7 @@ def progress(step):
 
 
 def save(folder, worker, step=1):
-    return folder.save(progress(step), model=worker.model, optimizer=worker.optimizer)
+    return asyncio.run(folder.save(progress(step), learner=LocalLearner(worker)))
 
 
 def newest(folder):
@@ -55,7 +63,7 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
 
     other = worker_of(seed=2)
     found = newest(folder)
-    folder.load(found, model=other.model, optimizer=other.optimizer)
+    asyncio.run(folder.load(found, learner=LocalLearner(other)))
     other.update(samples, plan=PLAN)
 
     assert found.progress == progress(1)
@@ -69,6 +77,72 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001-rl-step_2", "00000002-rl-step_3"]
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    folder, worker = CheckpointFolder(tmp_path, keep=1), worker_of()
+    for step, success in ((1, 0.5), (2, 0.9), (3, 0.7), (4, None)):
+        found = replace(progress(step), success=success)
+        asyncio.run(folder.save(found, learner=LocalLearner(worker)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001-rl-step_2", "00000003-rl-step_4"]
+
+
+def test_groups_that_wait_come_back_as_they_were(tmp_path, renderer):
+    runner = Runner(engine=ScriptedEngine([()]), renderer=renderer, agent=PolicyAgent("demonstrate"))
+    specs = [GroupSpec(group_id=name, env_id="agentenv/GuessNumber-v0", size=2) for name in ("3", "5.1")]
+    groups = asyncio.run(runner.run_all(specs))
+
+    folder = CheckpointFolder(tmp_path)
+    asyncio.run(folder.save(progress(1), learner=LocalLearner(worker_of()), waiting=groups))
+
+    found = newest(folder).waiting()
+    assert [group.group_id for group in found] == ["3", "5.1"]
+    for before, after in zip(groups, found, strict=True):
+        for one, other in zip(before.trajectories, after.trajectories, strict=True):
+            assert one.sequences[0].token_ids.tolist() == other.sequences[0].token_ids.tolist()
+            assert one.sequences[0].logprobs.tolist() == other.sequences[0].logprobs.tolist()
+            assert (one.turns, one.reward, one.messages) == (other.turns, other.reward, other.messages)
+
+
+def test_a_damaged_file_of_waiting_groups_damages_the_checkpoint(tmp_path, renderer):
+    runner = Runner(engine=ScriptedEngine([()]), renderer=renderer, agent=PolicyAgent("demonstrate"))
+    groups = asyncio.run(runner.run_all([GroupSpec(group_id="0", env_id="agentenv/GuessNumber-v0")]))
+    folder = CheckpointFolder(tmp_path)
+    path = asyncio.run(folder.save(progress(1), learner=LocalLearner(worker_of()), waiting=groups))
+    (part,) = (path / "waiting").iterdir()
+    os.truncate(part, part.stat().st_size - 1)
+    assert folder.newest() is None
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path):
+    samples = [policy_sample(f"g/{i}/0", seed=i) for i in range(3)]
+    folder, worker = CheckpointFolder(tmp_path), worker_of()
+    before = flat(worker)
+
+    async def save_and_train():
+        await folder.begin(progress(1), learner=LocalLearner(worker))
+        worker.update(samples, plan=PLAN)  # the thread that writes cannot have reported its end yet
+        await folder.settle()
+
+    asyncio.run(save_and_train())
+    other = worker_of(seed=2)
+    asyncio.run(folder.load(newest(folder), learner=LocalLearner(other)))
+    assert torch.equal(flat(other), before)
+    assert not torch.equal(flat(worker), before)
+
+
+def test_a_checkpoint_carries_the_configuration_and_the_random_states(tmp_path):
+    folder = CheckpointFolder(tmp_path, config="name: mine\n")
+    path = save(folder, worker_of())
+    drawn = (random.gauss(0, 1), np.random.standard_normal(3).tolist(), torch.rand(2).tolist())
+
+    asyncio.run(folder.load(newest(folder), learner=LocalLearner(worker_of())))
+
+    assert (random.gauss(0, 1), np.random.standard_normal(3).tolist(), torch.rand(2).tolist()) == drawn
+    assert (path / "config.yaml").read_text() == "name: mine\n"
+
+
+@pytest.mark.fault(
+    "newest checkpoint truncated or a bit flipped", then="the one before is used", metric="none: a warning names it"
+)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest"])
 def test_a_damaged_newest_checkpoint_is_passed_over_and_says_so(tmp_path, caplog, damage):
     folder, worker = CheckpointFolder(tmp_path), worker_of()
@@ -94,13 +168,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     save(folder, worker_of(hidden_size=16))
     other = worker_of(hidden_size=32)
     with pytest.raises(CheckpointError, match="does not fit this model"):
-        folder.load(newest(folder), model=other.model, optimizer=other.optimizer)
+        asyncio.run(folder.load(newest(folder), learner=LocalLearner(other)))
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert CheckpointFolder(tmp_path / "new").newest() is None
 
 
+@pytest.mark.fault("disk full: checkpoint", then="the older one loads", metric="CheckpointError")
 def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path):
     code = """
         import resource, signal, sys
@@ -121,6 +196,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["00000000-rl-step_1"]
 
 
+@pytest.mark.fault("kill -9 while a checkpoint is saved", then="a whole one loads", metric="none: a new process")
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
     code = """
         import sys

@@ -288,3 +288,14 @@ def test_tokens_without_a_finite_behaviour_logprob_are_counted_and_left_out():
 
 def test_nothing_active_means_nothing_measured():
     assert measure(torch.zeros(2), torch.zeros(2), is_active_T=torch.zeros(2, dtype=torch.bool)) == {}
+
+
+def test_only_tokens_of_the_current_version_count_as_fresh():
+    rho_T = torch.tensor([1.1, 2.0, 1.2], dtype=torch.float64)
+    zeros_T = torch.zeros(3, dtype=torch.float64)
+
+    metrics = measure(rho_T.log(), zeros_T, version_T=torch.tensor([7, 6, 7]), current_version=7)
+
+    # k3(1.1) = 0.0047, k3(1.2) = 0.0177; the token of version 6 differs because of an update
+    assert metrics["k3_fresh"] == pytest.approx((0.1 - math.log(1.1) + 0.2 - math.log(1.2)) / 2)
+    assert "k3_fresh" not in measure(rho_T.log(), zeros_T, version_T=torch.full((3,), 6), current_version=7)

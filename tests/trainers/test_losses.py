@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def sample(
     )
 
 
-def loss_and_gradient(batch: PackedBatch, pi: Sequence[float], *, config: LossConfig, **columns: Tensor):
+def loss_and_gradient(batch: PackedBatch, pi: Sequence[float], *, config: LossConfig, **columns: Any):
     """Return loss, gradient by log pi, and metrics of a batch that is the whole global batch."""
     logprob_T = torch.tensor(pi, dtype=torch.float64).log().requires_grad_()
     denominators = count_denominators(batch, is_kept_T=columns.get("is_kept_T"))

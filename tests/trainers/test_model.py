@@ -81,8 +81,8 @@ def gap(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_pack_scores_like_its_sequences_one_by_one(name: str, dtype: torch.dtype, tolerance: float):
     plain: Any = in_dtype(ARCHITECTURES[name](), dtype)
-    if name == "gemma2":
-        tolerance = max(tolerance, 1e-6)  # transformers rounds its attention weights to float32 there
+    if name in ("gemma2", "gemma3", "gpt_oss"):
+        tolerance = max(tolerance, 5e-6)  # transformers rounds attention weights or the router to float32 there
     packed = PackedModel(copy.deepcopy(plain))
     sequences = sequences_of()
     weight_T = torch.rand(sum(LENGTHS), generator=torch.Generator().manual_seed(1), dtype=dtype) / sum(LENGTHS)

@@ -41,26 +41,22 @@ def rollouts_of(renderer, failures):
 
 async def play(rollouts):
     async with rollouts:
-        while True:
-            rollouts.admit()
-            batch = rollouts.scheduler.take()
-            if batch is not None:
-                return rollouts.take(batch)
-            await rollouts.wait()
+        return rollouts.take(await rollouts.next_batch())
 
 
 async def test_a_group_in_which_every_member_failed_is_played_again(renderer):
     rollouts = rollouts_of(renderer, failures=2)
     (group,) = await play(rollouts)
     assert group.group_id == "0.1"
-    assert rollouts.num_abandoned == 0
+    assert rollouts.take_counts()["rollout/abandoned_groups"] == 0
 
 
+@pytest.mark.fault("a group fails again and again", then="the next group trains", metric="rollout/abandoned_groups")
 async def test_a_group_that_never_works_is_given_up_and_the_next_one_trains(renderer):
     rollouts = rollouts_of(renderer, failures=2 * MAX_GROUP_ATTEMPTS)
     (group,) = await play(rollouts)
     assert group.group_id == "1"
-    assert rollouts.num_abandoned == 1
+    assert [rollouts.take_counts()["rollout/abandoned_groups"] for _ in range(2)] == [1, 0]
 
 
 async def test_one_failed_member_does_not_cost_the_group(renderer):

@@ -12,6 +12,7 @@ import torch
 
 from agentenv.errors import DataError, UsageError
 from agentenv.trainers.credit import ADVANTAGES, AdvantageName
+from agentenv.trainers.critic import with_advantages
 from agentenv.trainers.losses import LossConfig, count_denominators, packed_loss
 from agentenv.trainers.packing import pack
 from agentenv.trainers.samples_from import assign, cross_entropy_samples
@@ -179,13 +180,28 @@ def test_gae_credits_an_empty_turn_to_the_token_before_it_and_carries_across_seq
         patterns=[".s", "..s"],
         turns=[turn(1, 2, reward=1.0), turn(2, 2, reward=2.0), turn(2, 3, sequence=1)],
     )
-    values = {"g/0/0": np.array([9, 1], dtype=np.float32), "g/0/1": np.array([9, 9, 3], dtype=np.float32)}
+    values = {"g/0/0": torch.tensor([9.0, 1.0]), "g/0/1": torch.tensor([9.0, 9.0, 3.0])}
 
-    first, second = assign([group(played)], advantage="gae", gamma=1.0, lam=0.5, values=values)
+    samples = assign([group(played)], advantage="gae")
+    (first, second), _ = with_advantages(samples, values, whiten=False, gamma=1.0, lam=0.5)
 
+    assert [sample.reward_T.tolist() for sample in samples] == [[0.0, 3.0], [0.0, 0.0, 4.0]]
     # last token: 4 - 3 = 1; first: (1 + 2) + 3 - 1 = 5, plus 0.5 * 1
     assert second.advantage_T.tolist() == [0.0, 0.0, 1.0]
     assert first.advantage_T.tolist() == [0.0, 5.5]
+    # advantage + value
+    assert second.return_T.tolist() == [0.0, 0.0, 4.0]
+    assert first.return_T.tolist() == [0.0, 6.5]
+    assert first.value_T.tolist() == [0.0, 1.0]
+
+
+def test_a_reward_on_tokens_that_nobody_sampled_falls_to_the_last_sampled_one_before():
+    # the turn covers tokens 1 to 3, and its last one was forced
+    forced_end = trajectory(0, reward=2.0, patterns=[".ss."], turns=[turn(1, 4)])
+
+    (sample,) = assign([group(forced_end)], advantage="gae")
+
+    assert sample.reward_T.tolist() == [0.0, 0.0, 2.0, 0.0]
 
 
 def test_a_reward_before_the_first_action_is_not_paid_to_the_neighbour():
@@ -193,18 +209,13 @@ def test_a_reward_before_the_first_action_is_not_paid_to_the_neighbour():
     rewarded_for_nothing = trajectory(
         1, reward=0.0, patterns=[".s"], turns=[turn(1, 1, reward=7.0), turn(1, 2, reward=1.0)]
     )
-    values = {name: np.zeros(2, dtype=np.float32) for name in ("g/0/0", "g/1/0")}
+    values = {name: torch.zeros(2) for name in ("g/0/0", "g/1/0")}
 
-    samples = assign([group(neighbour, rewarded_for_nothing)], advantage="gae", values=values)
+    samples, _ = with_advantages(
+        assign([group(neighbour, rewarded_for_nothing)], advantage="gae"), values, whiten=False
+    )
 
     assert [sample.advantage_T.tolist() for sample in samples] == [[0.0, 0.0], [0.0, 1.0]]
-
-
-def test_gae_says_which_values_are_missing():
-    with pytest.raises(UsageError, match="needs a critic"):
-        assign([group(trajectory(0, reward=1.0))], advantage="gae")
-    with pytest.raises(UsageError, match=r"'g/0/0'.* 3 tokens"):
-        assign([group(trajectory(0, reward=1.0))], advantage="gae", values={"g/0/0": np.zeros(2, dtype=np.float32)})
 
 
 def test_an_unknown_advantage_is_answered_with_the_near_miss():
@@ -242,3 +253,71 @@ def test_supervised_samples_imitate_sampled_tokens_and_nothing_else():
     assert not sample.policy_weight_T.any()
     assert not sample.kl_weight_T.any()
     assert not sample.advantage_T.any()
+
+
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
+def test_tokens_that_no_weights_of_ours_sampled_are_refused(name: AdvantageName):
+    foreign = trajectory(0, reward=1.0, turns=[turn(1, 3, version=-1)])
+    with pytest.raises(DataError, match=r"sample g/0/0 has 2 tokens of no weight version: a scripted policy"):
+        assign([group(foreign, trajectory(1, reward=0.0))], advantage=name)
+    # to imitate them is fine: that needs no log-probs
+    assert len(cross_entropy_samples([foreign])) == 1
+
+
+def shortened(member: int, *, reward: float) -> Trajectory:
+    """Three sequences, as two breaks leave them: turns 0 and 1, a summary as turn 2, then turns 3 and 4."""
+    return trajectory(
+        member,
+        reward=reward,
+        patterns=[".s.s.s", "..ss", "...s"],
+        turns=[
+            turn(1, 2, reward=0.25),
+            turn(3, 4),
+            turn(5, 6),
+            turn(2, 4, sequence=1),
+            turn(3, 4, sequence=2),
+        ],
+    )
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_all_sequences_of_a_shortened_history_share_the_credit_of_their_trajectory(name: AdvantageName):
+    members = [shortened(0, reward=1.0), trajectory(1, reward=0.25), trajectory(2, reward=0.0)]
+
+    samples = assign([group(*members)], advantage=name, divide_by_std=False)
+
+    # returns 1.25, 0.25 and 0: three members, not five samples
+    size = {"grpo": 1.25 - 0.5, "rloo": 1.25 - 0.125}[name]
+    assert [sample.sample_id for sample in samples] == ["g/0/0", "g/0/1", "g/0/2", "g/1/0", "g/2/0"]
+    for sample in samples[:3]:
+        assert set(sample.advantage_T[sample.is_sampled_T].tolist()) == {size}
+        assert not sample.advantage_T[~sample.is_sampled_T].any()
+        assert sample.policy_weight_T.tolist() == sample.is_sampled_T.astype(float).tolist()
+    # the summary's tokens are trained like those of any other turn
+    assert samples[0].turn_T.tolist() == [-1, 0, -1, 1, -1, 2]
+
+
+def test_returns_to_go_run_across_the_sequences_of_a_shortened_history():
+    samples = assign([group(shortened(0, reward=1.0), trajectory(1, reward=0.5))], advantage="turn_rtg_loo")
+
+    # returns-to-go 1.25, 1, 1, 1, 1 against 0.5 at the first turn and, ended, 0 at the others
+    assert samples[0].advantage_T.tolist() == [0.0, 0.75, 0.0, 1.0, 0.0, 1.0]
+    assert samples[1].advantage_T.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert samples[2].advantage_T.tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert samples[3].advantage_T.tolist() == [0.0, -0.75, -0.75]
+
+
+def test_a_break_changes_no_advantage_and_no_gradient_of_a_token():
+    whole = trajectory(0, reward=1.0, patterns=[".s.s"], turns=[turn(1, 2), turn(3, 4)])
+    broken = trajectory(0, reward=1.0, patterns=[".s", "...s"], turns=[turn(1, 2), turn(3, 4, sequence=1)])
+    other = trajectory(1, reward=0.0)
+
+    def gradients(played: Trajectory) -> list[float]:
+        batch = pack(assign([group(played, other)], advantage="rloo"))
+        logprob_T = batch.behaviour_logprob_T.clone().requires_grad_()
+        loss, _ = packed_loss(
+            batch, logprob_T=logprob_T, denominators=count_denominators(batch), config=LossConfig(policy="ppo_clip")
+        )
+        return torch.autograd.grad(loss, logprob_T)[0][batch.is_sampled_T].tolist()
+
+    assert gradients(whole) == gradients(broken)

@@ -101,6 +101,7 @@ def test_a_batch_without_advantage_signal_takes_a_step_without_a_gradient(sample
     assert metrics["skipped"] == 0
 
 
+@pytest.mark.fault("a batch without anything to learn from", then="parameters are as before", metric="train/skipped")
 def test_a_batch_without_a_token_to_learn_from_is_skipped_and_says_so(samples):
     nothing = [replace(s, policy_weight_T=np.zeros(len(s), dtype=np.float32)) for s in samples]
     worker = worker_of()
@@ -108,6 +109,7 @@ def test_a_batch_without_a_token_to_learn_from_is_skipped_and_says_so(samples):
     assert worker.optimizer_steps == 0
 
 
+@pytest.mark.fault("gradient NaN or inf", then="parameters are as before", metric="train/non_finite_steps")
 def test_a_gradient_that_is_not_finite_is_not_applied(samples):
     worker = worker_of()
     bad = replace(samples[0], advantage_T=np.full(len(samples[0]), np.nan, dtype=np.float32))
