@@ -47,6 +47,10 @@ class PlacementError(UsageError):
     """A run asks for more machines or devices than there are."""
 
 
+class SandboxUnavailable(UsageError):
+    """No back end isolates well enough here: says what was found, what failed, why, and the choices."""
+
+
 class ToolError(AgentEnvError):
     """Raised by a tool to tell the *model* that its call was refused; becomes an error observation."""
 
@@ -111,6 +115,13 @@ class EpisodeError(AgentEnvError):
         super().__init__(f"{side} failure in {where}: {message}")
         self.side: Side = side
         self.where = where
+
+
+class SandboxError(EpisodeError):
+    """A sandbox broke by itself, not by what ran in it: an infrastructure failure, which is no reward."""
+
+    def __init__(self, where: str, detail: str) -> None:
+        super().__init__("sandbox", where, detail)
 
 
 class DeadlineExceeded(EpisodeError):

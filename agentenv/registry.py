@@ -31,12 +31,14 @@ class Registration:
         entry_point: import string `module:Class`, which means the same thing in every process.
         kwargs: JSON-plain constructor arguments.
         description: one line for listings.
+        family: kind of task, for listings.
     """
 
     env_id: str
     entry_point: str
     kwargs: Mapping[str, object] = field(default_factory=dict)
     description: str = ""
+    family: str = "other"
 
     def load(self) -> type[AgentEnv]:
         """Import the class.
@@ -58,7 +60,13 @@ _registrations: dict[str, Registration] = {}
 
 
 def register(
-    env_id: str, entry_point: str, *, description: str = "", nondeterministic: bool = False, **kwargs: object
+    env_id: str,
+    entry_point: str,
+    *,
+    description: str = "",
+    family: str = "other",
+    nondeterministic: bool = False,
+    **kwargs: object,
 ) -> None:
     """Register an environment here and with Gymnasium.
 
@@ -66,6 +74,7 @@ def register(
         env_id: `namespace/Name-v0`.
         entry_point: import string `module:Class` of an `AgentEnv`; imported when first made.
         description: one line for listings.
+        family: kind of task, for listings.
         nondeterministic: True where a model, a person or a live service is part of the environment.
         **kwargs: JSON-plain defaults for the constructor.
 
@@ -74,7 +83,7 @@ def register(
     """
     if not _ENV_ID.fullmatch(env_id):
         raise UsageError(f'"{env_id}" is not a valid id; write namespace/Name-v0')
-    entry = Registration(env_id=env_id, entry_point=entry_point, kwargs=kwargs, description=description)
+    entry = Registration(env_id=env_id, entry_point=entry_point, kwargs=kwargs, description=description, family=family)
     known = _registrations.get(env_id)
     if known is not None and known != entry:
         raise UsageError(f"{env_id} is already registered for {known.entry_point}; choose another id or version")
