@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
+import os
 import sys
 from typing import Annotated, Any, Literal, Optional
 
@@ -43,11 +45,29 @@ ModelPath = Annotated[Optional[str], typer.Option(help="Model folder or Hub id, 
 
 def main() -> None:
     """Run the command; a user's mistake ends with one line and exit code 2."""
+    code: int | str | None = 1
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        atexit.register(lambda: _leave(code))
     try:
         app()
     except AgentEnvError as error:
         typer.echo(f"agentenv: {error}", err=True)
+        code = 2
         sys.exit(2)
+    except SystemExit as ended:
+        code = ended.code
+        raise
+
+
+def _leave(code: int | str | None) -> None:
+    """End a rank before the interpreter is taken down, as the last thing that runs at exit.
+
+    torch keeps threads of its process groups after `destroy_process_group` (the caches of FSDP and DCP hold them). One
+    that then asks for the interpreter's lock aborts the process, and torchrun calls a finished run failed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 @app.callback(invoke_without_command=True)
@@ -259,13 +279,12 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="Servers to start.")] = 1,
     host: Annotated[str, typer.Option(help="Address to listen on; one that others reach demands a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the first server; 0 takes free ones.")] = 0,
-    api_key: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(envvar="AGENTENV_API_KEY", help="Key that clients must send."),
-    ] = None,
 ) -> None:
-    """Start engine servers and serve until interrupted; overrides are keys of `engine`, e.g. max_length=2048."""
-    given = [f"name={engine}", f"replicas={replicas}", *([f"api_key={api_key}"] if api_key else []), *(overrides or [])]
+    """Start engine servers and serve until interrupted; overrides are keys of `engine`, e.g. max_length=2048.
+
+    The environment variable AGENTENV_API_KEY holds the key that clients must send.
+    """
+    given = [f"name={engine}", f"replicas={replicas}", *(overrides or [])]
     raise typer.Exit(_call("agentenv.engine_command:serve_engine", given, model=model, host=host, port=port))
 
 

@@ -9,7 +9,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, Field
 
@@ -27,12 +27,13 @@ BackEnd = Literal["wandb", "tensorboard"]
 class TrackingConfig(Config):
     """Trackers beside the run folder's own `metrics.jsonl`."""
 
+    timeout_s: ClassVar[float] = 60.0
+    """Seconds to wait for a tracker to start, and again for it to finish; then training goes on without it."""
+
     back_ends: tuple[BackEnd, ...] = ()
     """Trackers to feed; each needs the extra of its name."""
     project: str = "agentenv"
     """Project name in wandb."""
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds to wait for a tracker to start, and again for it to finish; then training goes on without it."""
     tracing: TracingConfig = TracingConfig()
     """Spans of episodes."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)

@@ -1,6 +1,7 @@
 """The command line as a person meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def agentenv(*arguments, stdin="", code=0):
+def agentenv(*arguments, stdin="", code=0, variables=None):
     command = [sys.executable, "-c", "from agentenv.cli import main; main()", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=100, check=False)
+    env = {**os.environ, **(variables or {})}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, input=stdin, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -27,6 +31,13 @@ def test_version():
     from agentenv import __version__
 
     assert agentenv("--version").strip() == f"agentenv {__version__}"
+
+
+def test_a_rank_ends_with_the_code_and_the_words_of_any_other_process():
+    ranked = {"RANK": "1", "WORLD_SIZE": "2"}
+    assert agentenv("--version", variables=ranked) == agentenv("--version")
+    assert "Did you mean" in agentenv("eval", "agentenv/GuesNumber-v0", code=2, variables=ranked)
+    assert "No such command" in agentenv("nonsense", code=2, variables=ranked)
 
 
 def test_a_person_plays_in_the_terminal():
@@ -101,7 +112,7 @@ def test_the_schema_and_the_number_of_keys_stay_small():
     from agentenv.config import count_keys
     from agentenv.trainers.config import RunConfig
 
-    assert count_keys(RunConfig) < 135
+    assert count_keys(RunConfig) < 130
 
 
 def test_checking_an_environment_prints_its_promises():

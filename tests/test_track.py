@@ -190,7 +190,7 @@ def offline_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trackers:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DATA_DIR", str(folder / "data"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
-    config = TrackingConfig(back_ends=("wandb",), timeout_s=30)
+    config = TrackingConfig(back_ends=("wandb",))
     return open_trackers(config, folder=folder, run_name="first", run_config=RunConfig())
 
 
@@ -256,7 +256,8 @@ def test_a_wandb_server_that_cannot_be_reached_does_not_stop_the_run(tmp_path):
     program = (
         "import logging, sys; sys.path.insert(0, sys.argv[1])\n"
         "from agentenv.track import *; from agentenv.config import Config\n"
-        "config = TrackingConfig(back_ends=('wandb',), timeout_s=1)\n"
+        "class Hasty(TrackingConfig):\n    timeout_s = 1.0\n"
+        "config = Hasty(back_ends=('wandb',))\n"
         "trackers = open_trackers(config, folder=sys.argv[2], run_name='a', run_config=Config())\n"
         "trackers.log({'train/loss': 1.0}, step=0); trackers.close()\n"
         "print(trackers.active, trackers.num_failed)\n"

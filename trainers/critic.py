@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,14 +27,15 @@ DISCOUNT, LAMBDA = 1.0, 0.95
 class CriticConfig(Config):
     """The critic of `advantage: gae`; other estimators have none."""
 
+    clip: ClassVar[float | None] = 0.2
+    """The value loss takes the worse of a value and one that moved at most this far; None is off."""
+    coefficient: ClassVar[float] = 0.5
+    """Weight of the value loss beside the policy loss."""
+
     kind: CriticKind = "head"
     """head: a linear layer on the policy's hidden states; separate: a model of its own, copied from the policy."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the critic's own parameters; the schedule is the optimizer's."""
-    clip: float | None = Field(default=0.2, gt=0)
-    """The value loss takes the worse of a value and one that moved at most this far; null is off."""
-    coefficient: float = Field(default=0.5, gt=0)
-    """Weight of the value loss beside the policy loss."""
 
 
 def add_critic(model: PackedModel, config: CriticConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -31,14 +31,15 @@ MetricSums = dict[str, Tensor]
 class LossConfig(Config):
     """How the columns of a batch become one number."""
 
+    dual_clip: ClassVar[float | None] = 3.0
+    """ppo_clip bounds the loss of a negative advantage at this ratio; None is off."""
+
     policy: PolicyLossName = "dppo_tv"
     """Policy loss."""
     clip_low: float = Field(default=0.2, ge=0, le=1)
     """ppo_clip bounds the ratio below by 1 - clip_low."""
     clip_high: float = Field(default=0.28, ge=0)
     """ppo_clip bounds the ratio above by 1 + clip_high; 0.2 and 0.28 are the range [0.8, 1.28]."""
-    dual_clip: float | None = Field(default=3.0, gt=1)
-    """ppo_clip bounds the loss of a negative advantage at this ratio; null is off."""
     tv_limit: float = Field(default=0.2, ge=0)
     """Trust region (delta) of dppo_tv, a difference of probabilities."""
     log_ratio_penalty: float = Field(default=1e-3, ge=0)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tokenizers
 import torch
@@ -136,6 +136,8 @@ COMPACT_TEMPLATE = (
 class TinyConfig(Config):
     """A small Qwen3 made on the spot."""
 
+    max_length: ClassVar[int] = 2048
+    """Positions of the model."""
     template: Literal["compact", "qwen3"] = "compact"
     """Chat format: Qwen3's own, or the same markup without instructions and line breaks."""
 
@@ -147,8 +149,6 @@ class TinyConfig(Config):
     """Blocks."""
     num_heads: int = Field(default=4, ge=1)
     """Attention heads; each is hidden_size / num_heads wide, which must be even."""
-    max_length: int = Field(default=2048, ge=16)
-    """Positions of the model."""
 
 
 def make_tiny_tokenizer(

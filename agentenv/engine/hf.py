@@ -13,12 +13,12 @@ import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -52,29 +52,21 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class HFEngineConfig(Config):
     """The embedded engine."""
 
+    max_step_tokens: ClassVar[int] = 4096
+    """Tokens of one forward pass besides one per slot; longer prompts are read over several."""
+    shares_prefixes: ClassVar[bool] = True
+    """Copy what another request already computed of the same prompt start, as the episodes of a group have it."""
+
     name: Literal["hf"] = "hf"
     """Which engine."""
     max_length: int = Field(default=2048, ge=2)
     """Tokens of prompt and output together, at most."""
     max_slots: int = Field(default=64, ge=1)
     """Requests that run at once; further ones wait. Idle slots keep their session's prefix."""
-    max_step_tokens: int = Field(default=4096, ge=1)
-    """Tokens of one forward pass; longer prompts are read over several. Larger than max_slots."""
-    shares_prefixes: bool = True
-    """Copy what another request already computed of the same prompt start, as the episodes of a group have it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Of weights and cache; auto keeps the model's."""
     device: str = "auto"
     """Where to run: auto is the model's own device, or the first GPU for a model loaded from a folder."""
-
-    @model_validator(mode="after")
-    def _decoding_never_fills_a_step(self) -> HFEngineConfig:
-        if self.max_step_tokens <= self.max_slots:
-            raise ValueError(
-                f"max_step_tokens is {self.max_step_tokens}; it must be larger than max_slots ({self.max_slots}), "
-                "so that prompts are still read while every slot decodes"
-            )
-        return self
 
 
 class HFEngine:
@@ -113,7 +105,7 @@ class HFEngine:
         self._planner = StepPlanner(
             slots=self._slots,
             cache=self._cache,
-            max_step_tokens=self.config.max_step_tokens,
+            max_step_tokens=max(self.config.max_step_tokens, self.config.max_slots + 1),  # prompts are always read on
             shares_prefixes=self.config.shares_prefixes,
             vocab_size=self.vocab_size,
             device=embedding.weight.device,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from agentenv.engine.launch import Launch, ServerProcess, Startup, log_path, start_server
 from agentenv.engine.model_path import checked_model
 from agentenv.engine.open import Adapter, gathered, server_command
-from agentenv.engine.server_config import ServerCommand, ServerConfig
+from agentenv.engine.server_config import API_KEY_VARIABLE, ServerCommand, ServerConfig
 from agentenv.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def serve(
         raise UsageError("servers that already run cannot be started; leave engine.url out")
     if not _is_loopback(host) and config.api_key is None:
         raise UsageError(
-            f"{host} can be reached by other machines, which then could use and change the model; set an API key with "
-            "AGENTENV_API_KEY, or listen on 127.0.0.1"
+            f"{host} can be reached by other machines, which then could use and change the model; put an API key into "
+            f"the environment variable {API_KEY_VARIABLE}, or listen on 127.0.0.1"
         )
     launches = _launches(config, model=checked_model(model), host=host, port=port, adapter=adapter)
     screen = _Screen(console or Console(highlight=False, soft_wrap=True))
@@ -172,7 +172,7 @@ class _Screen:
         given = urls[0] if len(urls) == 1 else urls
         self.say(f"in a run file:  engine: {{name: {config.name}, url: {json.dumps(given)}}}")
         if config.api_key is not None:
-            self.say("clients need the API key: set engine.api_key")
+            self.say(f"clients need the same {API_KEY_VARIABLE}")
         if config.name == "vllm" and not _is_loopback(servers[0].launch.host):
             self.say("vLLM asks for the key under /v1 only: let none but trusted machines reach these ports")
         self.say("Ctrl-C stops all")

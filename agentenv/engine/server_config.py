@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, JsonValue, SecretStr, model_validator
 
 from agentenv.config import Config
 
 ServerName = Literal["vllm", "sglang"]
+API_KEY_VARIABLE = "AGENTENV_API_KEY"
 WeightSync = Literal["auto", "shm", "tensor", "disk", "gloo", "nccl", "ipc"]
 
 
 class ServerConfig(Config):
     """vLLM or SGLang: in this process, in processes of their own, or servers that already run."""
+
+    startup_timeout_s: ClassVar[float] = 900.0
+    """Seconds until a started engine must serve: large models load for minutes; one that dies is seen at once."""
 
     name: ServerName
     """Which engine."""
@@ -41,10 +46,6 @@ class ServerConfig(Config):
     """Where it runs; auto is the GPU where there is one."""
     weight_sync: WeightSync = "auto"
     """How new weights travel: shm (shared memory, same host), tensor, disk, gloo, nccl, ipc; auto takes what fits."""
-    startup_timeout_s: float = Field(default=300.0, gt=0)
-    """Seconds until a started engine must serve."""
-    api_key: SecretStr | None = None
-    """Sent as a bearer token to servers that ask for one."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further arguments of the engine itself, by their own names, e.g. {enforce_eager: true}."""
 
@@ -55,6 +56,12 @@ class ServerConfig(Config):
         if self.router is not None and (self.name != "sglang" or not self.url):
             raise ValueError("router needs name sglang, and the servers behind it in url")
         return self
+
+    @property
+    def api_key(self) -> SecretStr | None:
+        """What servers ask for, as a bearer token: the environment variable AGENTENV_API_KEY, never a run file."""
+        key = os.environ.get(API_KEY_VARIABLE, "")
+        return SecretStr(key) if key else None
 
     @property
     def urls(self) -> tuple[str, ...]:

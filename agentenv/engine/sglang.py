@@ -64,7 +64,7 @@ class SGLangEngine(SGLangVerbs):
         Raises:
             UsageError: SGLang is not installed here, or this is not the main thread.
             EngineError: it did not start.
-            DeadlineExceeded: it did not start within `startup_timeout_s`.
+            DeadlineExceeded: it did not start within `config.startup_timeout_s`.
         """
         if importlib.util.find_spec("sglang") is None:
             raise UsageError(

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agentenv.engine.http import Answer, JsonClient
-from agentenv.engine.server_config import ServerConfig
+from agentenv.engine.server_config import API_KEY_VARIABLE, ServerConfig
 from agentenv.engine.sglang_protocol import (
     FIRST_VERSION,
     ServerFacts,
@@ -112,7 +112,7 @@ async def _facts(client: JsonClient, *, config: ServerConfig, vocab_size: int | 
     if model_info.status == 404:
         raise UsageError(f"{client.base_url} answers, but has no /model_info as SGLang has; is engine.name right?")
     if model_info.status in (401, 403):
-        raise UsageError(f"{client.base_url} asks for a key; set engine.api_key")
+        raise UsageError(f"{client.base_url} asks for a key; put it into the environment variable {API_KEY_VARIABLE}")
     model = model_info.json()
     if "model_path" not in model:
         raise UsageError(f"{client.base_url} answers /model_info, but not as SGLang does; is engine.name right?")

@@ -26,6 +26,7 @@ from agentenv.errors import EngineError, describe
 _PREFIX = "agentenv-weights-"
 _SHARED_MEMORY = Path("/dev/shm")
 _LOCK = ".lock"
+_REMOVALS = 10  # a thread that still writes may put one file more into a folder that is being emptied
 _MARGIN_BYTES = 1 << 20  # header and rounding of the file system
 
 
@@ -188,19 +189,36 @@ class _OwnedFolder:
     def __init__(self, num_bytes: int) -> None:
         place = _folder_with_room(num_bytes)
         _remove_abandoned(place)
-        self._descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK, dir=place)
-        self._lock = Path(name)
+        self._lock, self._descriptor = _locked_file(place)
         self.path = self._lock.with_suffix("")
         self._is_removed = False
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # somebody who looks for abandoned files may hold it for a moment
         self.path.mkdir(mode=0o700)
 
     def remove(self) -> None:
         if not self._is_removed:
             self._is_removed = True
-            shutil.rmtree(self.path, ignore_errors=True)
-            self._lock.unlink(missing_ok=True)
+            _remove_with_lock(self._lock)
             os.close(self._descriptor)
+
+
+def _locked_file(place: Path) -> tuple[Path, int]:
+    """Make a file that this process holds locked; returns its path and descriptor."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK, dir=place)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return Path(name), descriptor
+        os.close(descriptor)  # between the two calls somebody took it for abandoned
+
+
+def _remove_with_lock(lock: Path) -> None:
+    """Remove a folder, and its lock once the folder is gone: a folder that has a lock is found again."""
+    folder = lock.with_suffix("")
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            lock.unlink(missing_ok=True)
+            return
 
 
 def _folder_with_room(num_bytes: int) -> Path:
@@ -239,8 +257,7 @@ def _remove_abandoned(place: Path) -> None:
             continue  # its owner removed it meanwhile, or is another user
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            _remove_with_lock(lock)
         except OSError:
             pass  # its owner lives
         finally:

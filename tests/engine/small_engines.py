@@ -19,7 +19,9 @@ TOLERANCE = 1e-4
 
 
 def engine_of(model: PreTrainedModel, **options: Any) -> HFEngine:
-    return HFEngine(model, config=HFEngineConfig(**{"max_slots": 8, "max_length": 128, **options}))
+    constants = {name: options.pop(name) for name in ("max_step_tokens", "shares_prefixes") if name in options}
+    config_type = type("TunedConfig", (HFEngineConfig,), constants)
+    return HFEngine(model, config=config_type(**{"max_slots": 8, "max_length": 128, **options}))
 
 
 def prompt_of(length: int, *, seed: int = 0) -> list[int]:

@@ -276,9 +276,10 @@ def test_max_length_beyond_the_models_positions_is_refused():
         engine_of(qwen3(), max_length=512)
 
 
-def test_a_step_must_hold_more_tokens_than_there_are_slots():
-    with pytest.raises(ValueError, match=r"max_step_tokens is 8; it must be larger than max_slots \(8\)"):
-        HFEngineConfig(max_slots=8, max_step_tokens=8)
+async def test_prompts_are_read_also_where_a_step_has_no_more_tokens_than_there_are_slots():
+    engine = engine_of(qwen3(), max_slots=8, max_step_tokens=1)
+    asked = [ask(engine, prompt_of(20, seed=i), session=str(i), max_tokens=8) for i in range(16)]
+    assert [len(done.token_ids) for done in await asyncio.gather(*asked)] == [8] * 16
 
 
 def test_it_is_an_engine():

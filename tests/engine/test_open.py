@@ -35,7 +35,7 @@ def model(tmp_path, monkeypatch) -> str:
 
 
 def config(**values: Any) -> ServerConfig:
-    return ServerConfig(name="vllm", **{"python": sys.executable, "startup_timeout_s": 60.0, **values})
+    return ServerConfig(name="vllm", **{"python": sys.executable, **values})
 
 
 async def ask(engine: Engine, session: str = "s", *, seed: int = 1) -> Completion:
@@ -275,7 +275,8 @@ def test_the_installed_environment_is_found_unless_it_is_outdated(tmp_path, monk
         interpreter_with(ServerConfig(name="sglang"))
 
 
-def test_a_key_reaches_sglang_as_an_argument():
-    keyed = config(api_key="k-1").model_copy(update={"name": "sglang"})
+def test_a_key_reaches_sglang_as_an_argument(monkeypatch):
+    monkeypatch.setenv("AGENTENV_API_KEY", "k-1")
+    keyed = config().model_copy(update={"name": "sglang"})
     argv = server_command(keyed, model="m", adapter=make_adapter())(80).argv
     assert argv[-2:] == ("--api-key", "k-1")

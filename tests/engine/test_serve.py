@@ -28,7 +28,7 @@ SERVE = textwrap.dedent(
     from agentenv.engine.server_config import ServerConfig
     from tests.engine.http_engine import make_adapter
 
-    config = ServerConfig(name="vllm", python=sys.executable, replicas=int(sys.argv[2]), startup_timeout_s=60.0)
+    config = ServerConfig(name="vllm", python=sys.executable, replicas=int(sys.argv[2]))
     sys.exit(serve(config, model=sys.argv[1], adapter=make_adapter()))
     """
 )

@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from pydantic import SecretStr
 from safetensors.torch import save_file
 
 from agentenv.engine.protocol import LoraAdapter, SamplingParams, WeightManifest
@@ -119,14 +118,17 @@ async def test_nobody_at_the_address_is_said_at_once():
         await SGLangServer.connect("127.0.0.1:9", config=CONFIG)
 
 
-async def test_a_key_is_sent_and_never_shown():
-    config = ServerConfig(name="sglang", max_length=250, api_key=SecretStr("the-key"))
+async def test_a_key_is_sent_and_never_shown(monkeypatch):
+    config = ServerConfig(name="sglang", max_length=250)
+    monkeypatch.setenv("AGENTENV_API_KEY", "the-key")
     async with SGLangStandIn(api_key="the-key") as server:
         engine = await SGLangServer.connect(server.url, config=config)
         assert len((await ask(engine)).token_ids) == 12
         await engine.close()
-        with pytest.raises(UsageError, match=r"set engine\.api_key"):
+        monkeypatch.delenv("AGENTENV_API_KEY")
+        with pytest.raises(UsageError, match="environment variable AGENTENV_API_KEY"):
             await SGLangServer.connect(server.url, config=CONFIG)
+    monkeypatch.setenv("AGENTENV_API_KEY", "the-key")
     async with SGLangStandIn(api_key="another") as server:
         with pytest.raises(UsageError) as refusal:
             await SGLangServer.connect(server.url, config=config)

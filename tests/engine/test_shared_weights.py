@@ -249,6 +249,25 @@ def test_what_a_killed_owner_left_behind_is_removed_by_the_next_and_a_living_own
             assert Path(living.info.folder).exists()
 
 
+def test_nothing_is_left_where_the_owner_gives_up_while_a_thread_still_writes():
+    sent = {f"tensor {i}": torch.zeros(64) for i in range(30)}
+    for pause in range(40):
+        weights = SharedWeights(prepare(sent, version=1, bucket_bytes=256))
+        folder = Path(weights.info.folder)
+        writer = threading.Thread(target=write_until_refused, args=(weights,))
+        writer.start()
+        time.sleep(pause * 1e-4)
+        weights.remove()
+        writer.join(timeout=10)
+        assert not folder.exists()
+        assert not folder.with_suffix(".lock").exists()
+
+
+def write_until_refused(weights):
+    with contextlib.suppress(EngineError):
+        weights.write()
+
+
 def test_an_adapter_folder_is_what_peft_writes():
     from peft import LoraConfig
     from safetensors.torch import load_file

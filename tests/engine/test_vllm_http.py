@@ -8,7 +8,6 @@ import os
 
 import pytest
 import torch
-from pydantic import SecretStr
 
 from agentenv.engine.protocol import Engine, LoraAdapter, SamplingParams, WeightManifest, check_completion
 from agentenv.engine.server_config import ServerConfig
@@ -386,7 +385,8 @@ async def test_ids_are_checked_against_the_models_own_vocabulary(server, tmp_pat
     await engine.close()
 
 
-def test_the_command_bounds_memory_and_binds_this_host(tmp_path):
+def test_the_command_bounds_memory_and_binds_this_host(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENTENV_API_KEY", "hidden")
     settings = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
     (tmp_path / "config.json").write_text(json.dumps({**settings, "dtype": "float32"}))
     config = ServerConfig(
@@ -395,7 +395,6 @@ def test_the_command_bounds_memory_and_binds_this_host(tmp_path):
         max_slots=7,
         cache_tokens=1000,
         device="cpu",
-        api_key=SecretStr("hidden"),
         options={"enforce_eager": False, "max_num_seqs": 9, "enable_lora": True, "disable_log_stats": None},
     )
 

@@ -198,9 +198,7 @@ async def test_an_engine_that_hangs_though_it_is_healthy_ends_with_the_deadline(
 async def test_a_process_that_dies_or_stops_is_replaced_and_its_requests_go_elsewhere(tmp_path, monkeypatch, sign):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = make_model(tmp_path / "model")
-    config = ServerConfig(
-        name="vllm", python=sys.executable, startup_timeout_s=60.0, replicas=2, options={"latency_s": 0.5}
-    )
+    config = ServerConfig(name="vllm", python=sys.executable, replicas=2, options={"latency_s": 0.5})
     quick = {"probe_interval_s": 0.05, "probe_timeout_s": 0.5, "restart_pause_s": 0.05}
     pool = pool_config(config).model_copy(update=quick)
     engine = await open_engine(config, model=model, pool=pool, adapter=make_adapter())

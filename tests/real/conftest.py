@@ -31,7 +31,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def warm_model(tmp_path_factory) -> Path:
     """Return the folder of the quickstart's model after its warm start: it plays, and has much to learn."""
-    folder = tmp_path_factory.mktemp("warm")
+    return _warm_started(tmp_path_factory.mktemp("warm"))
+
+
+@pytest.fixture(scope="session")
+def beginner(tmp_path_factory) -> Path:
+    """Return the folder of a model that guesses among three numbers, twice, and does not know that 2 comes first."""
+    return _warm_started(tmp_path_factory.mktemp("beginner"), "env.kwargs={high: 3}")
+
+
+def _warm_started(folder: Path, *overrides: str) -> Path:
     arguments = [
         *("quickstart", "--name", "warm", f"output_dir={folder}"),
         *(
@@ -41,6 +50,7 @@ def warm_model(tmp_path_factory) -> Path:
             "evaluation.num_test=8",
             "evaluation.num_validation=8",
         ),
+        *overrides,
     ]
     command = [sys.executable, "-c", "from agentenv.cli import main; main()", *arguments]
     env = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)), "OMP_NUM_THREADS": "1"}

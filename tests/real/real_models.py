@@ -51,7 +51,6 @@ def server_config(dtype: torch.dtype = torch.float32, **fields: Any) -> ServerCo
         "cache_tokens": 65536,
         "dtype": name,
         "device": "cpu",
-        "startup_timeout_s": 400.0,
     }
     return ServerConfig(**{**defaults, **fields})
 

@@ -61,18 +61,17 @@ async def test_what_the_engine_saw_over_three_turns_and_more_is_what_a_trainer_g
     assert sorted(list(t.sequences[0].token_ids) for t in played) == sorted(engine.seen.values())
 
 
-def test_ten_updates_in_flight_raise_success_and_engine_and_trainer_agree(engine_name, place, warm_model, tmp_path):
+def test_ten_updates_in_flight_raise_success_and_engine_and_trainer_agree(engine_name, place, beginner, tmp_path):
     overrides = [
-        *("sft=null", f"model={{path: {warm_model}}}", f"output_dir={tmp_path}", "name=real"),
+        *("sft=null", f"model={{path: {beginner}}}", "env.kwargs={high: 3}", f"output_dir={tmp_path}", "name=real"),
         f"engine={{name: {engine_name}, place: {place}, max_length: {MAX_LENGTH}, max_slots: 128}}",
         *("trainer.num_steps=10", "trainer.max_staleness=1", "trainer.stop_at_success=null"),
-        # ten updates are few; large batches and small steps make them reliable
-        *("trainer.groups_per_step=64", "trainer.num_mini_batches=4", "trainer.num_epochs=1"),
-        *("trainer.optimizer.learning_rate=8e-4", "trainer.optimizer.schedule=constant"),
-        "algorithm.loss.entropy_coefficient=0",
+        # small steps: at twice the rate, or with two epochs, a policy one version behind sometimes collapses
+        *("trainer.groups_per_step=64", "trainer.num_epochs=1"),
+        *("trainer.optimizer.learning_rate=4e-4", "trainer.optimizer.schedule=constant"),
         *(
             "evaluation.every=100",
-            "evaluation.num_test=2048",
+            "evaluation.num_test=512",
             "evaluation.num_validation=8",
             "evaluation.temperature=1",
         ),
@@ -87,7 +86,8 @@ def test_ten_updates_in_flight_raise_success_and_engine_and_trainer_agree(engine
     before, after = result.evaluations[BEFORE], result.evaluations[AFTER]
     lines = [line.metrics for line in read_metrics(Path(result.folder) / "metrics.jsonl")]
     fresh = [line["mismatch/k3_fresh"] for line in lines if "mismatch/k3_fresh" in line]
-    assert after.success_rate > before.success_rate
+    # a third of all first guesses is 2, which makes 7 of 9 games; embedded, ten updates went from 0.70 to between 0.80 and 0.86
+    assert after.success_low > before.success_rate
     assert len(fresh) >= 5
     assert max(fresh) < 1e-3
     spans = [

@@ -69,7 +69,6 @@ async def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         max_slots=8,
         cache_tokens=8192,
         dtype="float32",
-        startup_timeout_s=600.0,
         options={"enforce_eager": True},
     )
     engine = await VLLMEngine.open(folder, config=config)

@@ -75,8 +75,15 @@ def engine_cores() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name()}
 
 
-def leftovers() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith("agentenv-weights-")]
+def weight_folders() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("agentenv-weights-")}
+
+
+OF_OTHERS = weight_folders()
+
+
+def leftovers() -> set[str]:
+    return weight_folders() - OF_OTHERS
 
 
 def damage(path: str) -> None:
@@ -254,7 +261,7 @@ async def test_an_update_between_requests_drops_prefixes_and_serves_the_new_weig
     assert distance(old, PROMPT, completion) > 0.1
     assert completion.num_cached_tokens == 0
     assert {span.version for span in completion.weight_versions} == {served.version}
-    assert leftovers() == []
+    assert not leftovers()
 
 
 async def test_an_update_in_flight_splits_every_request_at_the_switch(served):
@@ -323,7 +330,7 @@ async def test_weights_that_do_not_fit_leave_the_old_ones_serving(served, spoil,
     assert "The old weights serve on" in str(caught.value)
     assert (await served.engine.health()).is_ready
     assert distance(served.model, PROMPT, await ask(served.engine, PROMPT)) < EXACT
-    assert leftovers() == []
+    assert not leftovers()
 
 
 async def test_a_damaged_file_is_refused_by_the_worker_and_the_old_weights_serve_on(served):
@@ -400,7 +407,7 @@ async def test_adapters_serve_by_version_and_give_way_to_a_whole_model(served):
 
     assert distance(served.model, PROMPT, await ask(served.engine, PROMPT)) < EXACT
     assert set(await served.engine._llm.list_loras()) == set()
-    assert leftovers() == []
+    assert not leftovers()
 
 
 @pytest.mark.parametrize(
@@ -509,4 +516,4 @@ async def test_a_killed_engine_process_fails_every_waiting_request_within_second
             await engine.update_weights(WeightManifest(version=1, tensors=named_weights(model)))
     finally:
         await engine.close()
-    assert leftovers() == []
+    assert not leftovers()

@@ -219,7 +219,7 @@ async def test_an_update_in_flight_splits_every_request_at_the_switch(served):
         assert distance(old, prompt, completion, end=before.end) < EXACT
         assert distance(new, prompt, completion, start=after.start) < EXACT
         assert distance(old, prompt, completion, start=after.start) > 0.1
-    assert leftovers() == []
+    assert not leftovers()
 
 
 async def test_weights_that_do_not_fit_leave_the_old_ones_serving(served):
@@ -230,7 +230,7 @@ async def test_weights_that_do_not_fit_leave_the_old_ones_serving(served):
 
     assert (await served.engine.health()).is_ready
     assert distance(served.model, PROMPT, await ask(served.engine, PROMPT)) < EXACT
-    assert leftovers() == []
+    assert not leftovers()
 
 
 async def test_adapters_serve_by_version_over_http(served):
@@ -244,7 +244,7 @@ async def test_adapters_serve_by_version_over_http(served):
     assert [span.version for span in completion.weight_versions] == [served.version]
     await served.update(changed(served.model, seed=9))
     assert distance(served.model, PROMPT, await ask(served.engine, PROMPT)) < EXACT
-    assert leftovers() == []
+    assert not leftovers()
 
 
 async def test_a_second_trainer_is_told_apart(served):

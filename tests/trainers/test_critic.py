@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,12 @@ def flat(worker: Worker) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in worker.model.parameters()])
 
 
+def critic_with(**values: Any) -> CriticConfig:
+    """Return a critic whose constants may differ from the usual ones."""
+    constants = {name: values.pop(name) for name in ("clip", "coefficient") if name in values}
+    return type("OtherCritic", (CriticConfig,), constants)(**values)
+
+
 def test_the_value_loss_is_half_the_larger_of_two_squared_errors():
     value_T = torch.tensor([1.0, 0.5, 0.1, 3.0])
     old_T = torch.tensor([0.0, 0.0, 0.0, 0.0])
@@ -85,7 +92,7 @@ def test_a_value_that_moved_far_enough_towards_its_return_has_no_gradient():
 def test_the_value_loss_joins_the_policy_loss_with_its_coefficient_and_the_same_denominator():
     samples = [replace(policy_sample("g/0/0", seed=0, length=6, advantage=0.0), return_T=np.full(6, 2.0, np.float32))]
     batch = pack(samples)
-    critic = CriticConfig(clip=None, coefficient=0.25)
+    critic = critic_with(clip=None, coefficient=0.25)
 
     loss, metrics = packed_loss(
         batch,
@@ -142,7 +149,7 @@ def test_a_value_is_that_of_the_state_before_its_token(kind):
 
 @pytest.mark.parametrize("kind", ["head", "separate"])
 def test_the_critic_learns_to_explain_the_returns(kind):
-    worker = worker_of(critic=CriticConfig(kind=kind, learning_rate=1e-2, clip=None))
+    worker = worker_of(critic=critic_with(kind=kind, learning_rate=1e-2, clip=None))
     history = [worker.update(batch_of_episodes(), plan=PLAN) for _ in range(40)]
 
     assert history[0]["critic/explained_variance"] < 0.1
@@ -208,7 +215,7 @@ def test_the_value_loss_reaches_the_policys_body_through_a_head_and_not_through_
 def test_the_coefficient_of_the_value_loss_changes_the_gradient():
     ends = []
     for coefficient in (0.5, 1.5):
-        worker = worker_of(critic=CriticConfig(coefficient=coefficient))
+        worker = worker_of(critic=critic_with(coefficient=coefficient))
         worker.update(batch_of_episodes(), plan=PLAN)
         worker.update(batch_of_episodes(), plan=PLAN)
         ends.append(flat(worker))

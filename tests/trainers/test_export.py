@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentenv.errors import CheckpointError, RunFolderError, UsageError
@@ -25,6 +22,7 @@ from agentenv.trainers.lora import LoraConfig, add_lora
 from agentenv.trainers.model import PackedModel, load_policy
 from agentenv.trainers.state import save_state
 from tests.engine.small_models import qwen3
+from tests.trainers.processes import run_ranks
 
 CONFIG = """
 num_threads: 1
@@ -138,9 +136,8 @@ def made() -> PackedModel:
     return model
 
 
-def write_shards(rank: int, folder: str) -> None:
+def write_shards(folder: Path) -> None:
     """One of two ranks that write a sharded checkpoint."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = made()
     mesh = init_device_mesh("cpu", (2,))
     body: Any = model.causal_lm.get_decoder()
@@ -149,17 +146,12 @@ def write_shards(rank: int, folder: str) -> None:
     fully_shard(model, mesh=mesh)
     assert get_model_state_dict(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    save_state(Path(folder) / "shards", model=model, optimizer=torch.optim.AdamW(trained))
-    distributed.destroy_process_group()
+    save_state(folder, model=model, optimizer=torch.optim.AdamW(trained))
 
 
 def test_shards_of_two_ranks_are_read_whole_without_a_process_group(tmp_path):
     (tmp_path / "shards").mkdir()
-    context = spawn(write_shards, (str(tmp_path),), nprocs=2, join=False)
-    assert context is not None
-    deadline = time.monotonic() + 120
-    while not context.join(timeout=max(0.0, deadline - time.monotonic())):
-        assert time.monotonic() < deadline, "two ranks did not write their shards in time"
+    run_ranks(write_shards, tmp_path / "shards")
 
     read = read_weights(tmp_path / "shards")
 

@@ -34,6 +34,14 @@ from agentenv.trainers.packing import PackedBatch, pack
 from agentenv.trainers.sample import Sample
 
 VOCABULARY = 7
+
+
+class Unbounded(LossConfig):
+    """Without the bound for negative advantages."""
+
+    dual_clip = None
+
+
 PLAIN_PPO = LossConfig(policy="ppo_clip")
 
 
@@ -89,7 +97,7 @@ def test_dual_clip_bounds_the_loss_of_a_negative_advantage():
     batch = pack([sample("0", mu=[0.1, 0.1], advantage=[-2, 2])])
 
     loss, gradient, metrics = loss_and_gradient(batch, [0.5, 0.5], config=PLAIN_PPO)
-    unbounded, _, _ = loss_and_gradient(batch, [0.5, 0.5], config=LossConfig(policy="ppo_clip", dual_clip=None))
+    unbounded, _, _ = loss_and_gradient(batch, [0.5, 0.5], config=Unbounded(policy="ppo_clip"))
 
     # ratio 5: 3 * 2 instead of 5 * 2; the positive one stays at -1.28 * 2
     assert loss == pytest.approx((6.0 - 2.56) / 2)
@@ -197,7 +205,7 @@ def test_tokens_without_a_finite_behaviour_logprob_leave_numerator_and_denominat
 
 def test_log_ratios_beyond_twenty_neither_overflow_nor_pull():
     batch = pack([sample("0", mu=[1.0], advantage=[-1])])
-    config = LossConfig(policy="ppo_clip", dual_clip=None)
+    config = Unbounded(policy="ppo_clip")
 
     loss, gradient, _ = loss_and_gradient(batch, [math.exp(-300)], config=config)
 

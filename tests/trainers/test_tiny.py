@@ -217,7 +217,7 @@ def test_heads_of_odd_size_are_refused():
 
 
 def test_the_configuration_sets_the_sizes(tmp_path: Path):
-    config = TinyConfig(vocab_size=360, hidden_size=32, num_layers=1, num_heads=2, max_length=64)
+    config = TinyConfig(vocab_size=360, hidden_size=32, num_layers=1, num_heads=2)
 
     save_tiny(tmp_path, transcripts(3), config=config, seed=0)
 
@@ -229,7 +229,7 @@ def test_the_configuration_sets_the_sizes(tmp_path: Path):
             "hidden_size": 32,
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
-            "max_position_embeddings": 64,
+            "max_position_embeddings": 2048,
         }.items()
     )
 

@@ -85,7 +85,7 @@ def test_switching_the_correction_changes_the_gradient(samples, correction):
 
 
 def test_old_log_probs_are_kept_over_epochs_and_mini_batches(samples):
-    loss = LossConfig(policy="ppo_clip", clip_low=0.0, clip_high=0.0, dual_clip=None)
+    loss = LossConfig(policy="ppo_clip", clip_low=0.0, clip_high=0.0)
     correction = CorrectionConfig(mode="decoupled", weight="none")
     worker = worker_of(loss=loss, correction=correction)
     metrics = worker.update(samples, plan=replace(PLAN, num_epochs=2, num_mini_batches=2))
