@@ -86,7 +86,7 @@ def test_ten_updates_in_flight_raise_success_and_engine_and_trainer_agree(engine
     before, after = result.evaluations[BEFORE], result.evaluations[AFTER]
     lines = [line.metrics for line in read_metrics(Path(result.folder) / "metrics.jsonl")]
     fresh = [line["mismatch/k3_fresh"] for line in lines if "mismatch/k3_fresh" in line]
-    # a third of all first guesses is 2, which makes 7 of 9 games; embedded, ten updates went from 0.70 to between 0.80 and 0.86
+    # a third of the first guesses is 2, which wins 7 of 9 games; embedded, ten updates went from 0.70 to 0.80 and more
     assert after.success_low > before.success_rate
     assert len(fresh) >= 5
     assert max(fresh) < 1e-3
