@@ -15,11 +15,14 @@ import numpy as np
 from agentenv.errors import DataError, UsageError, boundary, did_you_mean
 from agentenv.messages import Message, ToolCall, as_messages, message_from_dict
 from agentenv.offload import call_hook, is_async, run_inline, run_now
+from agentenv.random_arguments import random_arguments
 from agentenv.reward import Reward, Rubric, rewards_of_class
 from agentenv.spaces import Action, MessageSpace, TextSpace
 from agentenv.tasks import Task, as_task
 from agentenv.text_calls import parse_turn
-from agentenv.tool import Tool, Toolbox, refused, toolbox_of, tools_of_class
+from agentenv.tool import Tool, Toolbox, as_tool, by_name, toolbox_of, tools_of_class
+from agentenv.tool_policy import ToolPolicy
+from agentenv.toolkit import Kits, Toolkit
 from agentenv.trajectory import StopReason
 from agentenv.vision import described_content
 
@@ -290,8 +293,14 @@ class AgentEnv(gymnasium.Env[str, Action]):
     async def _teardown_once(self) -> None:
         if self._state in ("open", "done", "failed"):
             self._state = "new"
-            with boundary("env", _place(type(self), "teardown")):
-                await self._call(self.teardown)
+            try:
+                with boundary("env", _place(type(self), "teardown")):
+                    await self._call(self.teardown)
+            finally:
+                await self._free()
+
+    async def _free(self) -> None:
+        """Free what the environment's own machinery took for the episode."""
 
     def _run(self, coroutine: Any) -> Any:
         return run_inline(coroutine) if self._never_waits() else run_now(coroutine)
@@ -331,9 +340,14 @@ class ToolEnv(AgentEnv):
     max_malformed_turns: ClassVar[int] = 3
     """Consecutive turns with nothing but malformed calls after which the episode ends with `parse_error`."""
 
+    tool_policy: ClassVar[ToolPolicy] = ToolPolicy()
+    """Which of the tools may be called."""
+
     def __init__(self, **options: Any) -> None:
+        self.kits = Kits(type(self))
+        tools = [item.bind(self) for item in tools_of_class(type(self))]
         self.toolbox: Toolbox = toolbox_of(
-            [item.bind(self) for item in tools_of_class(type(self))], inline_default=self.inline
+            [*tools, *self.kits.tools], inline_default=self.inline, policy=self.tool_policy
         )
         super().__init__(**options)
         self._malformed_turns = 0
@@ -341,7 +355,22 @@ class ToolEnv(AgentEnv):
 
     def use_tools(self, tools: Sequence[Tool]) -> None:
         """Replace the tools: from `setup` for this episode, from the constructor for all of them."""
-        self.toolbox = toolbox_of(tools, inline_default=self.inline)
+        self.toolbox = replace(self.toolbox, tools=by_name(tools))
+
+    def attach(self, *items: Toolkit | Callable[..., object]) -> None:
+        """Add toolkits, or functions with `@tool`: from `setup` for this episode, from the constructor for all of them.
+
+        A toolkit is closed when its episode is over, one of the constructor's when the environment is closed.
+        """
+        tools = list(self.toolbox.tools.values())
+        for item in items:
+            if not isinstance(item, Toolkit):
+                tools.append(as_tool(item))
+                continue
+            item.joined(self)
+            self.kits.add(item, lasting=self._first_toolbox is None)
+            tools.extend(item.tools)
+        self.use_tools(tools)
 
     def offer_only(self, names: Sequence[str]) -> None:
         """Offer, for the rest of the episode, only these of the present tools; calls of others are refused."""
@@ -371,12 +400,25 @@ class ToolEnv(AgentEnv):
 
     async def reset_async(self, *, seed: int | None = None, task: Task | None = None) -> Step:
         """Start an episode; same seed and task, same episode."""
+        if self._state != "closed":
+            await self._teardown_once()
         self._malformed_turns = 0
-        # the tools of one episode must not be seen by the next
+        # the tools and the audit log of one episode must not be seen by the next
         if self._first_toolbox is None:
             self._first_toolbox = self.toolbox
-        self.toolbox = self._first_toolbox
-        return await super().reset_async(seed=seed, task=task)
+        self.toolbox = replace(self._first_toolbox, audit=[])
+        if self.kits.attached:
+            self.toolbox.tools = self.kits.renew(self, self.toolbox.tools)
+        step = await super().reset_async(seed=seed, task=task)
+        self.toolbox.caller = f"{type(self).__name__}/{self.task.task_id}/seed {self._base_seed}.{self._num_resets - 1}"
+        return step
+
+    async def close_async(self) -> None:
+        """Free everything; idempotent."""
+        try:
+            await super().close_async()
+        finally:
+            await self._close_kits(self.kits.take_lasting())
 
     async def _play(self, turn: Message) -> tuple[tuple[Message, ...], int]:
         calls = turn.tool_calls
@@ -388,7 +430,7 @@ class ToolEnv(AgentEnv):
         allowed = self.max_parallel_calls
         results = await self.toolbox.run_all(calls[:allowed], is_over=self._is_stopped)
         too_many = f"not run; at most {allowed} tool calls are allowed in one turn."
-        results += [refused(call, too_many) for call in calls[allowed:]]
+        results += [self.toolbox.refuse(call, too_many) for call in calls[allowed:]]
         if self._stop is StopReason.COMPLETED:
             self._stop = StopReason.TOOL_STOPPED
         malformed = sum(call.status != "ok" for call in calls)
@@ -404,19 +446,25 @@ class ToolEnv(AgentEnv):
         return MessageSpace(tuple(self.toolbox.tools))
 
     def _never_waits(self) -> bool:
-        return self.toolbox.never_waits and super()._never_waits()
+        return self.toolbox.never_waits and super()._never_waits() and self.kits.close_never_waits
+
+    async def _free(self) -> None:
+        await self._close_kits(self.kits.take_open())
+
+    async def _close_kits(self, kits: Sequence[Toolkit]) -> None:
+        if not kits:
+            return
+        try:
+            with boundary("env", _place(type(kits[0]), "close")):
+                await self._call(kits[0].close)
+        finally:
+            await self._close_kits(kits[1:])  # the others are freed whatever one of them does
 
 
 def tool_turn(name: str, arguments: Mapping[str, object], *, call_id: str = "call_0", content: str = "") -> Message:
     """Return an assistant turn with one tool call."""
     call = ToolCall(call_id=call_id, name=name, arguments=arguments)
     return Message(role="assistant", content=content, tool_calls=(call,))
-
-
-def random_arguments(schema: Mapping[str, object], rng: np.random.Generator) -> dict[str, object]:
-    """Draw arguments that fit the types of a JSON schema object."""
-    properties = cast(Mapping[str, Mapping[str, Any]], schema.get("properties", {}))
-    return {name: _random_value(kind, rng) for name, kind in properties.items()}
 
 
 def group_rewards(env_class: type[AgentEnv]) -> tuple[Reward, ...]:
@@ -475,20 +523,3 @@ def _garbage_text(action: object) -> str:
         return str(action)
     except RecursionError:
         return f"<{type(action).__name__}, nested too deeply to be shown>"
-
-
-def _random_value(kind: Mapping[str, Any], rng: np.random.Generator) -> object:
-    if "enum" in kind:
-        return kind["enum"][int(rng.integers(len(kind["enum"])))]
-    name = kind.get("type")
-    if name == "integer":
-        return int(rng.integers(kind.get("minimum", 0), kind.get("maximum", 100) + 1))
-    if name == "number":
-        return round(float(rng.uniform(-100, 100)), 2)
-    if name == "boolean":
-        return bool(rng.integers(2))
-    if name == "array":
-        return [_random_value(kind.get("items", {}), rng) for _ in range(int(rng.integers(0, 3)))]
-    if name == "object":
-        return random_arguments(kind, rng)
-    return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=5))

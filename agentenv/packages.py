@@ -81,6 +81,9 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
     "wandb": (_package("wandb", "0.19"),),
     "tensorboard": (_package("tensorboard", "2.17"),),
     "math": (_package("math-verify", "0.8"),),
+    "search": (_package("bm25s", "0.2.13"),),
+    "schema": (_package("jsonschema", "4.20"),),
+    "mcp": (_package("mcp", "2.3"),),
     "datasets": (_package("datasets", "3"),),
 }
 """Names of the extras of this package, as in `pip install "agentenv[train]"`."""

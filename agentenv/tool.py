@@ -5,33 +5,38 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import inspect
-import re
 import time
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 import pydantic
 
 from agentenv.content import Image
-from agentenv.errors import ToolError, ToolSchemaError, UsageError, boundary, did_you_mean
+from agentenv.errors import DeadlineExceeded, EpisodeError, ToolError, UsageError, boundary, did_you_mean
 from agentenv.messages import ToolCall, ToolResult
 from agentenv.offload import call_hook, is_async
+from agentenv.tool_audit import AuditEntry, Outcome
 from agentenv.tool_content import as_tool_content, encodable
+from agentenv.tool_policy import ToolPolicy
+from agentenv.tool_schema import ARGUMENT_PREFIX, MAX_ECHOED_CHARS, check_size, explain, schema_of
 from agentenv.trace import traced
 
 F = TypeVar("F", bound=Callable[..., object])
 
 DEFAULT_TIMEOUT_S = 30.0
 
-ARGUMENT_PREFIX = "argument_"
-"""Keeps parameter names such as `json` or `copy` apart from pydantic's own attributes."""
+MAX_OUTPUT_CHARS = 65_536
+"""Of one result, unless the tool says otherwise."""
 
-MAX_ECHOED_CHARS = 80
-"""How much of a wrong name is repeated to the model."""
+MAX_ARGUMENT_CHARS = 1_000_000
+"""Of the arguments of one call, unless the tool says otherwise."""
+
+NUM_TRIES = 3
+"""Of one call of an idempotent tool."""
+
+RETRY_PAUSE_S = 0.1
+"""Before the second try; each further pause is four times as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +45,26 @@ class ToolOptions:
 
     Attributes:
         read_only: the tool changes nothing that others can see.
-        timeout_s: deadline of one call.
+        reaches_outside: it talks to something beyond the episode, such as a network; the policy then asks for
+            permission by name unless it is `read_only`.
+        idempotent: calling it twice does what calling it once does, so a call whose infrastructure fails is tried
+            again, up to `NUM_TRIES` times within the deadline.
+        timeout_s: deadline of one call, all tries together.
         inline: True promises that a synchronous function returns within a millisecond; it then runs on the event
             loop. None takes the environment's own promise, False always uses a worker thread.
         parallel: calls of one turn may run at the same time; else they run in order of appearance.
+        max_output_chars: of a longer result the model sees the beginning, the end, and how much was left out.
+        max_argument_chars: a call with longer arguments is refused.
     """
 
     read_only: bool = False
+    reaches_outside: bool = False
+    idempotent: bool = False
     timeout_s: float = DEFAULT_TIMEOUT_S
     inline: bool | None = None
     parallel: bool = False
+    max_output_chars: int = MAX_OUTPUT_CHARS
+    max_argument_chars: int = MAX_ARGUMENT_CHARS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,25 +111,15 @@ class Tool:
         Raises:
             ToolError: names every field that is wrong and what was expected, in words for the model.
         """
+        check_size(arguments, name=self.name, max_chars=self.options.max_argument_chars)
         try:
             values = self.arguments_model.model_validate(arguments)
         except pydantic.ValidationError as error:
-            raise ToolError(_explain(self, error)) from None
+            raise ToolError(explain(error, name=self.name, parameters=self.parameters)) from None
         except RecursionError:
             raise ToolError(f"{self.name}: arguments are nested too deeply") from None
         # model_fields_set keeps the function's own defaults; getattr keeps nested models as objects
         return {name[len(ARGUMENT_PREFIX) :]: getattr(values, name) for name in values.model_fields_set}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEntry:
-    """One line of the audit log of tool calls."""
-
-    tool: str
-    arguments: Mapping[str, object]
-    is_error: bool
-    result_sha256: str
-    duration_s: float
 
 
 def _never() -> bool:
@@ -128,18 +133,23 @@ class Toolbox:
     Attributes:
         tools: by name.
         inline_default: the environment's promise for tools that make none.
-        audit: who, what, arguments, result digest, time; kept when `keep_audit`.
+        policy: which of the tools may be called; the others are not offered.
+        caller: who calls, for the audit log; environments write their name, task and seed.
+        keep_audit: False keeps no audit log.
+        audit: every call in order of its end: who, what, arguments, result digest, time.
     """
 
     tools: Mapping[str, Tool]
     inline_default: bool = False
-    keep_audit: bool = False
+    policy: ToolPolicy = field(default_factory=ToolPolicy)
+    caller: str = ""
+    keep_audit: bool = True
     audit: list[AuditEntry] = field(default_factory=list)
 
     @functools.cached_property
     def specs(self) -> tuple[dict[str, object], ...]:
-        """Schemas for the chat template."""
-        return tuple(tool.spec for tool in self.tools.values())
+        """Schemas for the chat template, of the tools that the policy allows."""
+        return tuple(tool.spec for tool in self.tools.values() if not self.policy.refusal(tool.name, tool.options))
 
     @functools.cached_property
     def never_waits(self) -> bool:
@@ -163,9 +173,17 @@ class Toolbox:
         start = 0
         while start < len(calls):
             if is_over():
-                return results + [refused(call, _EPISODE_OVER) for call in calls[start:]]
+                return results + [self.refuse(call, _EPISODE_OVER) for call in calls[start:]]
+            if start and any(earlier.call_id == calls[start].call_id for earlier in calls[:start]):
+                results.append(self.refuse(calls[start], _TAKEN_ID))
+                start += 1
+                continue
             end = start + 1
+            ids = {call.call_id for call in calls[:end]}
             while end < len(calls) and self._is_parallel(calls[start]) and self._is_parallel(calls[end]):
+                if calls[end].call_id in ids:
+                    break
+                ids.add(calls[end].call_id)
                 end += 1
             if end == start + 1:
                 results.append(await self.run(calls[start]))
@@ -199,45 +217,103 @@ class Toolbox:
         Raises:
             EpisodeError: with side `"tool"`.
         """
-        started = time.perf_counter() if self.keep_audit else 0.0
         images: tuple[Image, ...] = ()
+        outcome: Outcome = "refused"
+        clock = (time.time(), time.perf_counter())
         try:
-            (content, images), is_error = await self._content(call), False
-        except ToolError as refused:
-            content, is_error = encodable(f"Error: {refused}"), True
-        if self.keep_audit:
-            digest = hashlib.sha256(b"".join([content.encode(), *(image.data for image in images)])).hexdigest()
-            duration_s = time.perf_counter() - started
-            self.audit.append(
-                AuditEntry(
-                    tool=call.name,
-                    arguments=call.arguments,
-                    is_error=is_error,
-                    result_sha256=digest,
-                    duration_s=duration_s,
-                )
-            )
+            tool, arguments = self._admit(call)
+            outcome = "error"
+            content, images = await self._value(call, tool, arguments)
+            outcome = "ok"
+        except ToolError as told:
+            content = encodable(f"Error: {told}")
+        except BaseException:
+            self._record(call, "failed", clock=clock)
+            raise
+        self._record(call, outcome, clock=clock, content=content, images=images)
         name = encodable(call.name[:MAX_ECHOED_CHARS])
-        return ToolResult(call_id=call.call_id, name=name, content=content, is_error=is_error, images=images)
+        return ToolResult(call_id=call.call_id, name=name, content=content, is_error=outcome != "ok", images=images)
 
-    async def _content(self, call: ToolCall) -> tuple[str, tuple[Image, ...]]:
+    def refuse(self, call: ToolCall, why: str) -> ToolResult:
+        """Return the error result of a call that is not run, and record it."""
+        result = refused(call, why)
+        self._record(call, "refused", clock=(time.time(), time.perf_counter()), content=result.content)
+        return result
+
+    def _admit(self, call: ToolCall) -> tuple[Tool, dict[str, object]]:
+        """Return the tool and the checked arguments, or raise `ToolError`."""
         if call.status != "ok":
             raise ToolError(_MALFORMED[call.status])
         tool = self.tools.get(call.name)
         if tool is None:
-            allowed, name = ", ".join(self.tools) or "none", call.name[:MAX_ECHOED_CHARS]
-            raise ToolError(f'unknown tool "{name}". Available tools: {allowed}.{did_you_mean(name, self.tools)}')
-        arguments = tool.read_arguments(call.arguments)
+            name = call.name[:MAX_ECHOED_CHARS]
+            allowed = [each.name for each in self.tools.values() if not self.policy.refusal(each.name, each.options)]
+            known = ", ".join(allowed) or "none"
+            raise ToolError(f'unknown tool "{name}". Available tools: {known}.{did_you_mean(name, allowed)}')
+        refusal = self.policy.refusal(tool.name, tool.options)
+        if refusal:
+            raise ToolError(refusal)
+        return tool, tool.read_arguments(call.arguments)
+
+    async def _value(self, call: ToolCall, tool: Tool, arguments: dict[str, object]) -> tuple[str, tuple[Image, ...]]:
+        """Call the tool, and an idempotent one again after a failure while its deadline allows."""
+        if not tool.options.idempotent:
+            return await self._try(tool, arguments, timeout_s=tool.options.timeout_s)
+        pause_s, ends = RETRY_PAUSE_S, time.perf_counter() + tool.options.timeout_s
+        for _ in range(NUM_TRIES - 1):
+            clock = (time.time(), time.perf_counter())
+            try:
+                return await self._try(tool, arguments, timeout_s=ends - clock[1])
+            except DeadlineExceeded:
+                raise
+            except EpisodeError:
+                if time.perf_counter() + pause_s >= ends:
+                    raise
+                self._record(call, "retried", clock=clock)
+            if is_async(tool.function) or not self._is_inline(tool):  # an inline function may not wait
+                await asyncio.sleep(pause_s)
+            pause_s *= 4
+        return await self._try(tool, arguments, timeout_s=ends - time.perf_counter())
+
+    async def _try(
+        self, tool: Tool, arguments: dict[str, object], *, timeout_s: float
+    ) -> tuple[str, tuple[Image, ...]]:
         with boundary("tool", tool.name):
             value = await call_hook(
                 tool.function,
                 kwargs=arguments,
                 inline=self._is_inline(tool),
-                timeout_s=tool.options.timeout_s,
+                timeout_s=timeout_s,
                 side="tool",
                 where=tool.name,
             )
-            return as_tool_content(value)
+            return as_tool_content(value, max_chars=tool.options.max_output_chars)
+
+    def _record(
+        self,
+        call: ToolCall,
+        outcome: Outcome,
+        *,
+        clock: tuple[float, float],
+        content: str = "",
+        images: tuple[Image, ...] = (),
+    ) -> None:
+        if self.keep_audit:
+            digest = hashlib.sha256(content.encode())
+            for image in images:
+                digest.update(image.data)
+            self.audit.append(
+                AuditEntry(
+                    caller=self.caller,
+                    call_id=call.call_id,
+                    tool=call.name,
+                    arguments=call.arguments,
+                    outcome=outcome,
+                    result_sha256=digest.hexdigest(),
+                    started_at_s=clock[0],
+                    duration_s=time.perf_counter() - clock[1],
+                )
+            )
 
 
 _MALFORMED: Mapping[str, str] = {
@@ -250,6 +326,7 @@ _MALFORMED: Mapping[str, str] = {
 
 
 _EPISODE_OVER = "not run; an earlier call of this turn ended the episode."
+_TAKEN_ID = "not run; an earlier call of this turn has the same id."
 
 
 def refused(call: ToolCall, why: str) -> ToolResult:
@@ -266,9 +343,13 @@ def tool(function: F) -> F: ...
 def tool(
     *,
     read_only: bool = False,
+    reaches_outside: bool = False,
+    idempotent: bool = False,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     inline: bool | None = None,
     parallel: bool = False,
+    max_output_chars: int = MAX_OUTPUT_CHARS,
+    max_argument_chars: int = MAX_ARGUMENT_CHARS,
 ) -> Callable[[F], F]: ...
 
 
@@ -324,135 +405,36 @@ def tools_of_class(cls: type) -> tuple[Tool, ...]:
 
 
 def _make_tool(function: Callable[..., object], options: ToolOptions) -> Tool:
-    name = function.__name__
-    where = f"tool {function.__qualname__}"
-    doc = inspect.getdoc(function)
-    if not doc:
-        raise ToolSchemaError(f"{where} has no docstring; its first paragraph tells the model what the tool does")
-    summary, documented = parse_docstring(doc)
-    try:
-        hints = typing.get_type_hints(function, localns=_late_names(function), include_extras=True)
-    except NameError as error:
-        raise ToolSchemaError(
-            f"{where}: a type hint cannot be resolved ({error}); import it at module level"
-        ) from error
-    fields: dict[str, Any] = {}
-    parameters = inspect.signature(function).parameters
-    takes_self = next(iter(parameters), "") in ("self", "cls")
-    for parameter in list(parameters.values())[takes_self:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise ToolSchemaError(f"{where}: parameter {parameter.name!r} must be an ordinary named parameter")
-        if parameter.name not in hints:
-            raise ToolSchemaError(
-                f"{where}: parameter {parameter.name!r} has no type hint; the schema is made from hints"
-            )
-        default = ... if parameter.default is parameter.empty else parameter.default
-        described: dict[str, Any] = (
-            {"description": documented.pop(parameter.name)} if parameter.name in documented else {}
-        )
-        fields[ARGUMENT_PREFIX + parameter.name] = (
-            hints[parameter.name],
-            pydantic.Field(default, alias=parameter.name, **described),
-        )
-    if documented:
-        raise ToolSchemaError(
-            f"{where}: the docstring documents {', '.join(documented)}, which the signature does not have"
-        )
-    model = pydantic.create_model(
-        name, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
-    )
-    try:
-        schema = model.model_json_schema()
-    except pydantic.errors.PydanticInvalidForJsonSchema as error:
-        raise ToolSchemaError(f"{where}: a parameter type has no JSON schema ({error})") from error
+    schema = schema_of(function)
     return Tool(
-        name=name,
-        description=summary,
-        parameters=cast(Mapping[str, object], _for_model(schema)),
+        name=function.__name__,
+        description=schema.description,
+        parameters=schema.parameters,
         function=function,
         options=options,
-        arguments_model=model,
-        takes_self=takes_self,
+        arguments_model=schema.arguments_model,
+        takes_self=schema.takes_self,
     )
 
 
-_SECTION = re.compile(r"^(Args|Arguments|Returns|Raises|Yields|Example|Examples|Note|Notes):\s*$")
-_ARGUMENT = re.compile(r"^(\w+)(?:\s*\([^)]*\))?:\s*(.*)$")
-
-
-def parse_docstring(doc: str) -> tuple[str, dict[str, str]]:
-    """Split a Google-style docstring into the text before its sections and the argument descriptions."""
-    summary: list[str] = []
-    arguments: dict[str, str] = {}
-    section, current = "", ""
-    for line in doc.splitlines():
-        header = _SECTION.match(line)
-        if header:
-            section, current = header.group(1), ""
-        elif not section:
-            summary.append(line)
-        elif section in ("Args", "Arguments") and line.strip():
-            entry = _ARGUMENT.match(line.strip())
-            indent = len(line) - len(line.lstrip())
-            if entry and indent <= 4:
-                current = entry.group(1)
-                arguments[current] = entry.group(2)
-            elif current:
-                arguments[current] += " " + line.strip()
-    return "\n".join(summary).strip(), arguments
-
-
-def _late_names(function: Callable[..., object]) -> dict[str, object]:
-    """Names from closures, so that tools defined inside functions may use local types."""
-    if not isinstance(function, types.FunctionType):
-        return {}
-    return dict(inspect.getclosurevars(function).nonlocals)
-
-
-_SCHEMA_ORDER = ("type", "description", "enum", "properties", "items", "required")
-
-
-def _for_model(schema: object) -> object:
-    """Return the schema as a model should read it: type first, without pydantic's titles and strictness flag.
-
-    A property that is itself called `title` stays. Unknown arguments are refused when a call is validated, so the
-    prompt need not spend tokens on saying so.
-    """
-    if isinstance(schema, list):
-        return [_for_model(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    out: dict[str, object] = {key: None for key in _SCHEMA_ORDER if key in schema}
-    for key, value in schema.items():
-        if key in ("properties", "$defs") and isinstance(value, dict):
-            out[key] = {name: _for_model(item) for name, item in value.items()}
-        elif key not in ("title", "additionalProperties") or isinstance(value, dict):
-            out[key] = _for_model(value)
-    return out
-
-
-def _explain(tool: Tool, error: pydantic.ValidationError) -> str:
-    problems: list[str] = []
-    known = list(cast(Mapping[str, object], tool.parameters.get("properties", {})))
-    for item in error.errors(include_url=False)[:5]:
-        path = ".".join(str(part) for part in item["loc"])[:MAX_ECHOED_CHARS] or "arguments"
-        text = item["msg"]
-        if item["type"] == "extra_forbidden":
-            hint = did_you_mean(str(item["loc"][-1])[:MAX_ECHOED_CHARS], known)
-            text = f"unknown argument; allowed: {', '.join(known) or 'none'}.{hint}"
-        problems.append(f"{path}: {text}")
-    return f"invalid arguments for {tool.name}: " + "; ".join(problems)
-
-
-def toolbox_of(tools: Sequence[Tool], *, inline_default: bool = False, keep_audit: bool = False) -> Toolbox:
+def toolbox_of(tools: Sequence[Tool], *, inline_default: bool = False, policy: ToolPolicy | None = None) -> Toolbox:
     """Return a toolbox over the given tools.
 
     Raises:
         UsageError: two tools share a name.
     """
-    by_name: dict[str, Tool] = {}
+    return Toolbox(tools=by_name(tools), inline_default=inline_default, policy=policy or ToolPolicy())
+
+
+def by_name(tools: Sequence[Tool]) -> dict[str, Tool]:
+    """Return tools by their name.
+
+    Raises:
+        UsageError: two tools share a name.
+    """
+    found: dict[str, Tool] = {}
     for item in tools:
-        if item.name in by_name:
+        if item.name in found:
             raise UsageError(f'two tools are called "{item.name}"; the model could not tell them apart, rename one')
-        by_name[item.name] = item
-    return Toolbox(tools=by_name, inline_default=inline_default, keep_audit=keep_audit)
+        found[item.name] = item
+    return found

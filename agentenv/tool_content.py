@@ -20,10 +20,23 @@ def encodable(text: str) -> str:
     return text
 
 
-def as_tool_content(value: object) -> tuple[str, tuple[Image, ...]]:
+def clipped(text: str, max_chars: int) -> str:
+    """Return the beginning and the end of a text that is too long, and say how much was left out between them."""
+    if len(text) <= max_chars:
+        return text
+    head = (max_chars + 1) // 2
+    tail = max_chars - head
+    return f"{text[:head]}\n[... {len(text) - max_chars:,} characters omitted]\n{text[len(text) - tail :]}"
+
+
+def as_tool_content(value: object, *, max_chars: int) -> tuple[str, tuple[Image, ...]]:
     """Return what a tool gave back as text and the images in it: an `Image`, or a list of texts and images.
 
     Items of such a list that are neither are shown as `as_tool_text` shows them.
+
+    Args:
+        value: what the tool returned.
+        max_chars: longer texts are clipped; with images, each text between them.
 
     Raises:
         UsageError: an image is damaged, or there are too many.
@@ -31,8 +44,10 @@ def as_tool_content(value: object) -> tuple[str, tuple[Image, ...]]:
     if isinstance(value, Image):
         value = (value,)
     if not (isinstance(value, (list, tuple)) and any(isinstance(item, Image) for item in value)):
-        return encodable(as_tool_text(value)), ()
-    text, images = joined(item if isinstance(item, Image) else encodable(as_tool_text(item)) for item in value)
+        return encodable(clipped(as_tool_text(value), max_chars)), ()
+    text, images = joined(
+        item if isinstance(item, Image) else encodable(clipped(as_tool_text(item), max_chars)) for item in value
+    )
     if len(images) > MAX_IMAGES:
         raise UsageError(f"the tool returned {len(images)} images; at most {MAX_IMAGES} are allowed")
     for image in images:

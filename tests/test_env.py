@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from agentenv import AgentEnv, Message, StopReason, Task, ToolCall, ToolEnv, reward, tool, tool_turn
-from agentenv.env import group_rewards, random_arguments
+from agentenv.env import group_rewards
 from agentenv.errors import DeadlineExceeded, ToolError, UsageError
+from agentenv.random_arguments import random_arguments
 from agentenv.tool import as_tool
 
 

@@ -2,10 +2,14 @@
 
 import asyncio
 import enum
+import functools
 import hashlib
+import itertools
+import json
 import threading
 import time
 import warnings
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -15,8 +19,12 @@ from hypothesis import strategies as st
 
 from agentenv.errors import DeadlineExceeded, EpisodeError, ToolError, ToolSchemaError, UsageError
 from agentenv.messages import ToolCall, malformed_call
-from agentenv.tool import as_tool, parse_docstring, tool, toolbox_of, tools_of_class
+from agentenv.tool import as_tool, tool, toolbox_of, tools_of_class
+from agentenv.tool_audit import append_audit
 from agentenv.tool_content import as_tool_text, encodable
+from agentenv.tool_policy import ToolPolicy
+from agentenv.tool_schema import parse_docstring
+from tests.tools.desks import offered
 
 
 class Place(pydantic.BaseModel):
@@ -31,8 +39,11 @@ class Kind(enum.Enum):
     LARGE = "large"
 
 
-def call(name, arguments=None, call_id="c0"):
-    return ToolCall(call_id=call_id, name=name, arguments=arguments or {})
+_ids = itertools.count()
+
+
+def call(name, arguments=None, call_id=""):
+    return ToolCall(call_id=call_id or f"c{next(_ids)}", name=name, arguments=arguments or {})
 
 
 def schema_of(function) -> dict[str, Any]:
@@ -40,7 +51,8 @@ def schema_of(function) -> dict[str, Any]:
 
 
 def box(*functions, **options):
-    return toolbox_of([as_tool(function) for function in functions], **options)
+    made = toolbox_of([as_tool(function) for function in functions])
+    return replace(made, **options)
 
 
 # schemas
@@ -438,12 +450,172 @@ async def test_calls_after_the_one_that_ended_the_episode_are_refused():
 
 
 async def test_the_audit_log_says_what_was_called_and_digests_the_result():
-    tools = box(echo, keep_audit=True)
+    tools = box(echo, caller="desk")
     await tools.run(call("echo", {"text": "hello"}))
     await tools.run(call("nothing"))
 
     first, second = tools.audit
-    assert (first.tool, first.arguments, first.is_error) == ("echo", {"text": "hello"}, False)
+    assert (first.caller, first.tool, first.arguments, first.outcome) == ("desk", "echo", {"text": "hello"}, "ok")
     assert first.result_sha256 == hashlib.sha256(b"hello").hexdigest()
     assert first.duration_s >= 0
-    assert second.is_error
+    assert (second.outcome, second.is_error) == ("refused", True)
+
+
+async def test_a_failed_call_is_in_the_audit_log_too():
+    @tool
+    async def fetch() -> str:
+        """Fetch."""
+        raise OSError("no route")
+
+    tools = box(fetch)
+    with pytest.raises(EpisodeError, match="no route"):
+        await tools.run(call("fetch"))
+
+    assert [entry.outcome for entry in tools.audit] == ["failed"]
+
+
+def test_an_audit_log_is_appended_to_a_file_line_by_line(tmp_path):
+    tools = box(echo, caller="desk")
+    asyncio.run(tools.run(call("echo", {"text": "\ud800"}, call_id="first")))
+    asyncio.run(tools.run(call("echo", {"text": "b"})))
+    place = tmp_path / "new" / "audit.jsonl"
+
+    append_audit(place, tools.audit[:1])
+    append_audit(place, tools.audit[1:])
+
+    first, second = [json.loads(line) for line in place.read_text().splitlines()]
+    assert (first["caller"], first["call_id"], first["arguments"]) == ("desk", "first", {"text": "\ud800"})
+    assert second["result_sha256"] == hashlib.sha256(b"b").hexdigest()
+
+
+# policy
+
+
+async def test_what_reaches_outside_is_read_only_unless_the_policy_names_it():
+    @tool(reaches_outside=True)
+    def post(text: str) -> str:
+        """Post.
+
+        Args:
+            text: what.
+        """
+        return "posted"
+
+    @tool(reaches_outside=True, read_only=True)
+    def fetch() -> str:
+        """Fetch."""
+        return "fetched"
+
+    strict = box(post, fetch)
+    assert offered(strict.specs) == ["fetch"]
+    refused = await strict.run(call("post", {"text": "a"}))
+    assert (refused.is_error, strict.audit[0].outcome) == (True, "refused")
+    assert "outside of this episode" in refused.content
+    assert (await strict.run(call("fetch"))).content == "fetched"
+
+    named = box(post, policy=ToolPolicy(may_change_outside=frozenset({"post"})))
+    assert (await named.run(call("post", {"text": "a"}))).content == "posted"
+
+
+async def test_a_tool_that_the_allow_list_does_not_name_is_neither_offered_nor_run():
+    tools = box(echo, policy=ToolPolicy(allowed=frozenset({"look"})))
+
+    assert tools.specs == ()
+    assert (await tools.run(call("echo", {"text": "a"}))).content == 'Error: the tool "echo" is not allowed here.'
+    assert (await tools.run(call("ecko"))).content == 'Error: unknown tool "ecko". Available tools: none.'
+
+
+# limits
+
+
+async def test_a_long_result_keeps_its_beginning_and_its_end():
+    @tool(max_output_chars=5)
+    def count() -> str:
+        """Count."""
+        return "0123456789"
+
+    assert (await box(count).run(call("count"))).content == "012\n[... 5 characters omitted]\n89"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"text": "x" * 10_000_000}, "too long; at most 1,000,000 characters"),
+        ({"text": [0] * 2_000_000}, "too long"),
+        ({"text": {"y" * 2_000_000: 1}}, "too long"),
+        ({"text": float("nan")}, "nan, which is not a JSON number"),
+        ({"text": {"a": [float("inf")]}}, "inf, which is not a JSON number"),
+        ({"text": functools.reduce(lambda inner, _: [inner], range(100), "x")}, "nested too deeply"),
+    ],
+)
+async def test_arguments_without_bounds_are_refused_before_they_are_read(arguments, told):
+    result = await box(echo).run(call("echo", arguments))
+    assert result.content.startswith("Error: invalid arguments for echo: ")
+    assert told in result.content
+
+
+async def test_the_second_call_of_a_turn_with_the_same_id_is_not_run():
+    ran = []
+
+    @tool(parallel=True)
+    async def note(text: str) -> str:
+        """Note.
+
+        Args:
+            text: what.
+        """
+        ran.append(text)
+        return text
+
+    calls = [call("note", {"text": text}, call_id=name) for text, name in [("a", "x"), ("b", "x"), ("c", "y")]]
+    results = await box(note).run_all(calls)
+
+    assert ran == ["a", "c"]
+    assert [result.is_error for result in results] == [False, True, False]
+    assert "has the same id" in results[1].content
+
+
+# idempotent tools
+
+
+async def test_an_idempotent_tool_is_tried_again_and_every_try_is_recorded():
+    tries = []
+
+    @tool(idempotent=True)
+    async def look() -> str:
+        """Look."""
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("gone")
+        return "seen"
+
+    tools = box(look)
+    assert (await tools.run(call("look"))).content == "seen"
+    assert [entry.outcome for entry in tools.audit] == ["retried", "retried", "ok"]
+
+
+async def test_a_tool_that_is_not_idempotent_is_tried_once():
+    tries = []
+
+    @tool
+    async def pay() -> str:
+        """Pay."""
+        tries.append(1)
+        raise ConnectionError("gone")
+
+    with pytest.raises(EpisodeError):
+        await box(pay).run(call("pay"))
+    assert tries == [1]
+
+
+async def test_the_tries_of_an_idempotent_tool_share_one_deadline():
+    @tool(idempotent=True, timeout_s=0.2)
+    async def look() -> str:
+        """Look."""
+        await asyncio.sleep(0.15)
+        raise ConnectionError("gone")
+
+    started = time.perf_counter()
+    with pytest.raises(EpisodeError):
+        await box(look).run(call("look"))
+    assert time.perf_counter() - started < 0.4

@@ -1,0 +1,1 @@
+"""Reward functions that are ready to use: plain functions of text, rows, states and lengths, and model judges."""
