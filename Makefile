@@ -35,6 +35,7 @@ check: install
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python docs/make_reference.py --check
+	$(BIN)/python docs/make_catalogue.py --check
 
 bench: install
 	$(BIN)/python -m tests.bench $(ARGS)
@@ -65,6 +66,7 @@ simulate: install
 
 docs: install
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_catalogue.py --page
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # no Docker engine is needed: the files are linted, and the CPU image's steps run as they stand in an empty folder

@@ -8,8 +8,22 @@ from agentenv.registry import load_plugins, register
 
 # (name, import string below agentenv.envs, one line); a family's order is from easy to hard
 _FAMILIES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "arithmetic and logic": (),
-    "instruction following": (),
+    "arithmetic and logic": (
+        ("Arithmetic-v0", "arithmetic.env:Arithmetic", "Work out an expression of whole numbers."),
+        ("LetterCount-v0", "letter_count.env:LetterCount", "Count letters in a line of words."),
+        ("SortWords-v0", "sort_words.env:SortWords", "Bring words into order."),
+        ("Sequence-v0", "sequence.env:Sequence", "Continue a sequence of numbers."),
+        ("BaseConversion-v0", "base_conversion.env:BaseConversion", "Write a number in another base."),
+        ("LinearEquation-v0", "linear_equation.env:LinearEquation", "Solve linear equations."),
+        ("DateMath-v0", "date_math.env:DateMath", "Tell the date some days away."),
+        ("Countdown-v0", "countdown.env:Countdown", "Reach a number with the given ones."),
+        ("BooleanSat-v0", "boolean_sat.env:BooleanSat", "Find the values that satisfy all clauses."),
+    ),
+    "instruction following": (
+        ("JsonExtract-v0", "json_extract.env:JsonExtract", "Write the facts of a text as JSON."),
+        ("InstructFollow-v0", "instruct_follow.env:InstructFollow", "Write a text that keeps several rules."),
+        ("RegexGolf-v0", "regex_golf.env:RegexGolf", "Part two lists of words by a short pattern."),
+    ),
     "tools": (
         ("Calculator-v0", "calculator.env:Calculator", "Solve word problems with a calculator."),
         ("GSM8K-v0", "gsm8k.env:GSM8K", "Grade-school maths with a calculator tool."),
@@ -21,10 +35,21 @@ _FAMILIES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "self-play": (),
     "interaction": (),
-    "memory": (),
-    "vision": (),
+    "memory": (
+        ("LongNeedle-v0", "long_needle.env:LongNeedle", "Follow a trail through a long text."),
+        ("KeyValueStream-v0", "key_value_stream.env:KeyValueStream", "Remember values that keep changing."),
+    ),
+    "vision": (
+        ("CountShapes-v0", "count_shapes.env:CountShapes", "Count shapes in a picture."),
+        ("ChartRead-v0", "chart_read.env:ChartRead", "Read values off a bar chart."),
+    ),
     "safety": (),
 }
+
+
+def families() -> dict[str, tuple[str, ...]]:
+    """Return the ids of the shipped environments by family, from easy to hard."""
+    return {name: tuple(f"agentenv/{row[0]}" for row in rows) for name, rows in _FAMILIES.items()}
 
 
 def register_all() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from agentenv.errors import CheckFailed
 from agentenv.messages import Message
 from agentenv.spaces import Action
 
-PolicyName = Literal["oracle", "random", "garbage"]
-POLICIES: tuple[PolicyName, ...] = ("oracle", "random", "garbage")
+PolicyName = Literal["oracle", "random", "garbage", "cheat", "demonstrate"]
+POLICIES: tuple[PolicyName, ...] = ("oracle", "random", "garbage", "cheat")
+"""Those that every promise is about."""
 
 
 class PlayedStep(NamedTuple):
@@ -42,20 +43,28 @@ def play(env: AgentEnv, policy: PolicyName, *, seed: int | None) -> Episode:
 
 def play_on(env: AgentEnv, policy: PolicyName, *, seed: int) -> Episode:
     """Play the running episode to its end; the policy's own chance comes from the seed."""
-    rng = np.random.default_rng((seed, POLICIES.index(policy)))
-    env.action_space.seed(int(rng.integers(2**31)))
+    rng = policy_rng(env, policy, seed=seed)
     steps: list[PlayedStep] = []
     for _ in range(env.max_turns):
-        steps.append(PlayedStep(*env.step(_act(env, policy, rng))))
+        steps.append(PlayedStep(*env.step(act(env, policy, rng))))
         if steps[-1].terminated or steps[-1].truncated:
             return tuple(steps)
     raise CheckFailed(f"{policy} policy: the episode did not end within max_turns = {env.max_turns} steps")
 
 
-def _act(env: AgentEnv, policy: PolicyName, rng: np.random.Generator) -> Action:
+def policy_rng(env: AgentEnv, policy: PolicyName, *, seed: int) -> np.random.Generator:
+    """Return a policy's own chance, and seed the action space with it."""
+    rng = np.random.default_rng((seed, get_args(PolicyName).index(policy)))
+    env.action_space.seed(int(rng.integers(2**31)))
+    return rng
+
+
+def act(env: AgentEnv, policy: PolicyName, rng: np.random.Generator) -> Action:
+    """Return the next action of a policy."""
     if policy == "garbage":
         return env.action_space.sample()
-    turn = env.oracle() if policy == "oracle" else env.random_action(rng)
+    draw = {"random": env.random_action, "cheat": env.cheat, "demonstrate": env.demonstrate}
+    turn = env.oracle() if policy == "oracle" else draw[policy](rng)
     return turn.to_dict() if isinstance(turn, Message) else turn
 
 

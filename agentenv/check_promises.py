@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -14,7 +12,11 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.utils.env_checker import data_equivalence
 
-from agentenv.check_policies import POLICIES, Episode, PolicyName, garbage_actions, play, play_on
+from agentenv.check_leaks import leaves_nothing
+from agentenv.check_policies import Episode, PolicyName, garbage_actions, play, play_on
+from agentenv.check_readme import readme_describes
+from agentenv.check_replay import same_among_many, same_in_other_processes
+from agentenv.check_subject import EASIEST, Skipped, Subject
 from agentenv.env import AgentEnv, ToolEnv
 from agentenv.errors import CheckFailed, EpisodeError, UsageError, describe
 from agentenv.trajectory import StopReason
@@ -22,47 +24,7 @@ from agentenv.trajectory import StopReason
 _RESERVED_INFO = frozenset({"episode", "final_obs", "final_info"})
 _MIN_SECRET_CHARS = 3
 _ON_PURPOSE = "raised on purpose by check_env"
-
-
-class Skipped(Exception):
-    """The check does not apply."""
-
-
-@dataclass(kw_only=True)
-class Subject:
-    """What is checked, how fresh ones are made, and the episodes played so far."""
-
-    name: str
-    make: Callable[..., AgentEnv]
-    num_seeds: int
-    spec: EnvSpec | None
-    splits: bool
-    _played: dict[PolicyName, tuple[Episode, ...]] = field(default_factory=dict)
-
-    def episodes(self, policy: PolicyName) -> tuple[Episode, ...]:
-        """One episode per seed, on one environment that is used again and again."""
-        if policy == "oracle" and not self.has_oracle:
-            raise Skipped("it has no oracle")
-        if policy not in self._played:
-            env = self.make()
-            self._played[policy] = tuple(play(env, policy, seed=seed) for seed in range(self.num_seeds))
-            env.close()
-        return self._played[policy]
-
-    @functools.cached_property
-    def has_oracle(self) -> bool:
-        """True when the class brings its own."""
-        return type(self.make()).oracle is not AgentEnv.oracle
-
-    @property
-    def policies(self) -> tuple[PolicyName, ...]:
-        """The policies that can play it."""
-        return tuple(name for name in POLICIES if name != "oracle" or self.has_oracle)
-
-    @property
-    def is_deterministic(self) -> bool:
-        """False when its registration says that it is not."""
-        return self.spec is None or not self.spec.nondeterministic
+_SCHEMA_SEEDS = 20
 
 
 def _gymnasium(subject: Subject) -> str:
@@ -80,19 +42,43 @@ def _gymnasium(subject: Subject) -> str:
 
 
 def _oracle_solves(subject: Subject) -> str:
-    mean = _mean_return(subject.episodes("oracle"))
-    needed = subject.make().oracle_threshold
-    if mean < needed:
-        raise CheckFailed(f"mean return of the oracle is {mean:.3g}; {needed:g} is promised")
-    return f"mean return {mean:.3g}, at least {needed:g}"
+    needed = subject.env_class.oracle_threshold
+    means = _means(subject, "oracle")
+    for split, mean in means.items():
+        if mean < needed:
+            raise CheckFailed(f"mean return of the oracle{split} is {mean:.3g}; {needed:g} is promised")
+    return f"mean return {_listed(means)}, at least {needed:g}"
 
 
 def _random_fails(subject: Subject) -> str:
-    mean = _mean_return(subject.episodes("random"))
-    allowed = subject.make().random_threshold
-    if mean > allowed:
-        raise CheckFailed(f"mean return of the random policy is {mean:.3g}; at most {allowed:g} is promised")
-    return f"mean return {mean:.3g}, at most {allowed:g}"
+    allowed = subject.env_class.random_threshold
+    means = _means(subject, "random")
+    for split, mean in means.items():
+        if mean > allowed:
+            raise CheckFailed(f"mean return of the random policy{split} is {mean:.3g}; at most {allowed:g} is promised")
+    return f"mean return {_listed(means)}, at most {allowed:g}"
+
+
+def _means(subject: Subject, policy: PolicyName) -> dict[str, float]:
+    """Return mean returns by split, under the words that name it in a sentence."""
+    means = {"": subject.played(policy).mean_return}
+    if subject.splits and "split" not in subject.env_kwargs:
+        means[" on the test split"] = subject.played(policy, split="test").mean_return
+    return means
+
+
+def _listed(means: Mapping[str, float]) -> str:
+    return ", ".join(f"{mean:.3g}{split}" for split, mean in means.items())
+
+
+def _cheating_earns_nothing(subject: Subject) -> str:
+    played = subject.played("cheat")
+    paid = {seed: sum(step.reward for step in episode) for seed, episode in enumerate(played.episodes)}
+    wrong = {seed: value for seed, value in paid.items() if value != 0.0}
+    if wrong:
+        seed, value = next(iter(wrong.items()))
+        raise CheckFailed(f"{len(wrong)} of {len(paid)} cheating episodes are paid; seed {seed} earns {value:.3g}")
+    return f"{len(paid)} seeds"
 
 
 def _same_seed_same_episode(subject: Subject) -> str:
@@ -100,7 +86,7 @@ def _same_seed_same_episode(subject: Subject) -> str:
         raise Skipped("registered as nondeterministic")
     for policy in subject.policies:
         used = subject.episodes(policy)
-        for seed in range(min(subject.num_seeds, 5)):
+        for seed in range(min(len(used), 5)):
             fresh, other = subject.make(), subject.make()
             first, second = play(fresh, policy, seed=seed), play(other, policy, seed=seed)
             _require_same(first, second, f"two fresh environments, {policy} policy, seed {seed}")
@@ -279,17 +265,30 @@ _ENDINGS: Mapping[str, tuple[Callable[[AgentEnv], object], int]] = {
 def _splits_differ(subject: Subject) -> str:
     if not subject.splits:
         raise Skipped("an instance has one split; pass an id or the class")
+    if "split" in subject.env_kwargs:
+        raise Skipped("the split is one of the given options")
+    found = [_compare_splits(subject, is_easiest=False)]
+    if subject.has_difficulty and subject.env_class.split_by == "content":
+        found.append(f"{_compare_splits(subject, is_easiest=True)} at difficulty {EASIEST}")
+    return "; ".join(found)
+
+
+def _compare_splits(subject: Subject, *, is_easiest: bool) -> str:
     policy: PolicyName = "oracle" if subject.has_oracle else "random"
-    played: list[list[Episode]] = []
-    for split in ("train", "test"):
-        env = subject.make(split=split)
-        played.append([play(env, policy, seed=seed) for seed in range(subject.num_seeds)])
-        env.close()
-    train, test = played
-    if all(data_equivalence(one, two, exact=True) for one, two in zip(train, test, strict=True)):
-        raise CheckFailed(f"{subject.num_seeds} seeds give the same episodes in train and test")
-    shared = {episode[0].observation for episode in train} & {episode[0].observation for episode in test}
-    return f"{len(shared)} opening texts appear in both"
+    train, test = (subject.played(policy, split=split, is_easiest=is_easiest) for split in ("train", "test"))
+    num_seeds = len(train.episodes)
+    if data_equivalence(train.episodes, test.episodes, exact=True):
+        raise CheckFailed(f"{num_seeds} seeds give the same episodes in train and test")
+    if subject.env_class.split_by == "seed":
+        return "in seeds alone, as the class says"
+    shared = sorted(set(train.fingerprints) & set(test.fingerprints))
+    if shared:
+        raise CheckFailed(
+            f"train and test share {len(shared)} tasks among {num_seeds} seeds, such as {shared[0][:200]!r}; draw "
+            'tasks with agentenv.splits.draw_for, or say split_by = "seed" where too few exist'
+        )
+    kinds = (len(set(played.fingerprints)) for played in (train, test))
+    return "{} tasks in train and {} in test, none in both".format(*kinds)
 
 
 def _spec_survives_json(subject: Subject) -> str:
@@ -311,7 +310,7 @@ def _schema_hides_the_truth(subject: Subject) -> str:
     schemas: list[str] = []
     secrets: list[set[str]] = []
     env = subject.make()
-    for seed in range(subject.num_seeds):
+    for seed in range(min(subject.num_seeds, _SCHEMA_SEEDS)):
         env.reset(seed=seed)
         schemas.append(json.dumps(_without_choices(env.tool_specs), default=str, ensure_ascii=False))
         if subject.has_oracle:
@@ -341,22 +340,27 @@ def _without_choices(schema: object) -> object:
     return schema
 
 
-def _mean_return(episodes: tuple[Episode, ...]) -> float:
-    return sum(step.reward for episode in episodes for step in episode) / len(episodes)
+def _leaves_nothing(subject: Subject) -> str:
+    return leaves_nothing(subject, {name: run for name, (run, _) in _ENDINGS.items()})
 
 
 PROMISES: Mapping[str, Callable[[Subject], str]] = {
     "passes Gymnasium's own check without a warning": _gymnasium,
     "the oracle solves it": _oracle_solves,
     "the random policy does not": _random_fails,
+    "cheating earns nothing": _cheating_earns_nothing,
     "same seed, same episode": _same_seed_same_episode,
+    "same seed, same episode in other processes": same_in_other_processes,
+    "same seed, same episode among 64 at once": same_among_many,
     "garbage actions never raise": _survives_garbage,
     "rewards are finite floats": _rewards_are_finite_floats,
     "info has one shape": _info_has_one_shape,
     "a step outside an episode is a clear error": _says_when_it_is_over,
     "teardown runs once on every path": _teardown_runs_once,
-    "train and test differ": _splits_differ,
+    "closing leaves nothing behind": _leaves_nothing,
+    "train and test share no task": _splits_differ,
     "the spec survives JSON": _spec_survives_json,
     "tool schemas hide the ground truth": _schema_hides_the_truth,
+    "its README describes it": readme_describes,
 }
 """Every promise by the sentence that states it."""

@@ -28,13 +28,15 @@ engines_app = typer.Typer(
     help="Environments of their own for large engines.", no_args_is_help=True, rich_markup_mode=None
 )
 prepare_app = typer.Typer(help="Turn data sets into task files.", no_args_is_help=True, rich_markup_mode=None)
+new_app = typer.Typer(help="Begin something of your own.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(check_app, name="check")
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(engines_app, name="engines")
+app.add_typer(new_app, name="new")
 
 Policy = Literal["human", "oracle", "demonstrate", "random", "engine"]
 EngineName = Literal["vllm", "sglang"]
-EnvId = Annotated[str, typer.Argument(help="Registered id, e.g. agentenv/GuessNumber-v0.")]
+EnvId = Annotated[str, typer.Argument(help="Registered id, e.g. agentenv/GuessNumber-v0, or module:Class.")]
 Overrides = Annotated[Optional[list[str]], typer.Argument(help="Dotted overrides: section.key=value.")]  # noqa: UP045
 EnvOptions = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -48,6 +50,8 @@ def main() -> None:
     code: int | str | None = 1
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         atexit.register(lambda: _leave(code))
+    # `module:Class` may name a module of the folder in which the command runs
+    sys.path.append(os.getcwd())
     try:
         app()
     except AgentEnvError as error:
@@ -208,9 +212,20 @@ def export(
 
 
 @app.command("list")
-def list_envs() -> None:
-    """List the registered environments."""
-    _call("agentenv.play:show_catalogue")
+def list_envs(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """List the registered environments by family, with difficulty and the returns of oracle and random policy."""
+    _call("agentenv.listing:show_catalogue", as_json=as_json)
+
+
+@new_app.command("env")
+def new_env(
+    name: Annotated[str, typer.Argument(help="Name of the class, e.g. CountVowels.")],
+    to: Annotated[str, typer.Option(help="Folder in which the new one is made.")] = ".",
+) -> None:
+    """Write a folder with a small environment that keeps every promise, to be changed into another."""
+    typer.echo(_call("agentenv.new_env:told_new_env", name, to=to))
 
 
 @app.command()

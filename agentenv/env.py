@@ -15,9 +15,11 @@ import numpy as np
 from agentenv.errors import DataError, UsageError, boundary, did_you_mean
 from agentenv.messages import Message, ToolCall, as_messages, message_from_dict
 from agentenv.offload import call_hook, is_async, run_inline, run_now
+from agentenv.proof import Proof
 from agentenv.random_arguments import random_arguments
 from agentenv.reward import Reward, Rubric, rewards_of_class
 from agentenv.spaces import Action, MessageSpace, TextSpace
+from agentenv.splits import Split
 from agentenv.tasks import Task, as_task
 from agentenv.text_calls import parse_turn
 from agentenv.tool import Tool, Toolbox, as_tool, by_name, toolbox_of, tools_of_class
@@ -27,7 +29,6 @@ from agentenv.trajectory import StopReason
 from agentenv.vision import described_content
 
 Prompt = str | Message | Sequence[Message | Mapping[str, object]]
-Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ _TERMINATING = frozenset({StopReason.COMPLETED, StopReason.TOOL_STOPPED})
 _NOTHING: Mapping[str, float] = {}
 
 
-class AgentEnv(gymnasium.Env[str, Action]):
+class AgentEnv(Proof, gymnasium.Env[str, Action]):
     """A task that is solved by talking. Authors write `setup`, `respond` and `@reward` methods.
 
     The observation is the new text, the action one assistant turn: a string, or a message dict. `info` carries
@@ -70,11 +71,6 @@ class AgentEnv(gymnasium.Env[str, Action]):
 
     inline: ClassVar[bool] = False
     """Promise that synchronous hooks return within a millisecond: they then run on the event loop, not in threads."""
-
-    oracle_threshold: ClassVar[float] = 1.0
-    """Mean return that the oracle must reach."""
-    random_threshold: ClassVar[float] = 0.5
-    """Mean return that the random policy must not pass."""
 
     def __init__(
         self,
@@ -122,18 +118,6 @@ class AgentEnv(gymnasium.Env[str, Action]):
     def sample_task(self, rng: np.random.Generator) -> Task:
         """Return the task of an episode for which none was given."""
         return Task(task_id="")
-
-    def oracle(self) -> str | Message:
-        """Return the best next assistant turn, from the hidden state."""
-        raise UsageError(f"{type(self).__name__} has no oracle")
-
-    def demonstrate(self, rng: np.random.Generator) -> str | Message:
-        """Return the next turn of an imperfect expert; the oracle unless a subclass knows a more human one."""
-        return self.oracle()
-
-    def random_action(self, rng: np.random.Generator) -> str | Message:
-        """Return an assistant turn drawn without any skill."""
-        return str(rng.integers(0, 100))
 
     def finish(self, reason: StopReason = StopReason.COMPLETED) -> None:
         """End the episode after this turn."""
@@ -226,7 +210,10 @@ class AgentEnv(gymnasium.Env[str, Action]):
 
     def step(self, action: Action) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one assistant turn, given as text or as a message dict."""
-        step = self._run(self.step_async(self.read_action(action)))
+        return self.outcome(self._run(self.step_async(self.read_action(action))))
+
+    def outcome(self, step: Step) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Return a step as Gymnasium tells it: observation, reward, terminated, truncated, info."""
         stopped = step.stop_reason
         return (
             _observation(step.messages),

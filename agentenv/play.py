@@ -25,7 +25,7 @@ from agentenv.player import (
     parse_player,
     parse_players,
 )
-from agentenv.registry import registered, registration
+from agentenv.registry import registration
 from agentenv.runner import Runner
 from agentenv.trajectory import Trajectory
 from agentenv.vision import described_content
@@ -232,14 +232,6 @@ def show_transcript(trajectory: Trajectory, *, console: Console | None = None, t
         if content or not message.tool_calls:
             name = message.name or message.role
             screen.print(f"[{colours[message.role]}]{escape(name)}>[/] {escape(content)}")
-
-
-def show_catalogue() -> None:
-    """Print the registered environments."""
-    table = Table("environment", "task", title="Environments", title_justify="left")
-    for entry in registered():
-        table.add_row(entry.env_id, entry.description)
-    Console(highlight=False).print(table)
 
 
 def show_diagnosis() -> None:

@@ -20,6 +20,7 @@ from agentenv.errors import UnknownEnvError, UsageError, did_you_mean
 ENTRY_POINT_GROUP = "agentenv.envs"
 
 _ENV_ID = re.compile(r"[\w.-]+/[\w.-]+-v\d+")
+_IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +100,17 @@ def register(
 
 
 def registration(env_id: str) -> Registration:
-    """Look an id up.
+    """Look an id up; an import string `module:Class` is registered as `local/Class-v0` when it is first seen.
 
     Raises:
         UnknownEnvError: with the nearest known id.
     """
+    written = _IMPORT_STRING.fullmatch(env_id)
+    if written:
+        name = f"local/{written[1]}-v0"
+        Registration(env_id=name, entry_point=env_id).load()
+        register(name, env_id, family="local")
+        env_id = name
     found = _registrations.get(env_id)
     if found is None:
         hint = did_you_mean(env_id, _registrations)
@@ -118,8 +125,7 @@ def registered() -> tuple[Registration, ...]:
 
 def make(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """Make an environment with Gymnasium's standard wrappers, as `gymnasium.make` does."""
-    registration(env_id)
-    return gymnasium.make(env_id, **kwargs)
+    return gymnasium.make(registration(env_id).env_id, **kwargs)
 
 
 def make_bare(env_id: str, **kwargs: object) -> AgentEnv:

@@ -7,6 +7,7 @@ import pytest
 
 from agentenv import AgentEnv, Task, ToolEnv, check_env, register, reward, tool
 from agentenv.check import CheckReport, CheckResult
+from agentenv.check_promises import PROMISES
 from agentenv.errors import CheckFailed, UsageError
 from agentenv.tool import as_tool
 
@@ -44,6 +45,9 @@ class Coin(ToolEnv):
     def random_action(self, rng):
         return self.turn(("heads", "tails")[int(rng.integers(2))])
 
+    def cheat(self, rng):
+        return self.turn("heads or tails")
+
     def turn(self, side):
         return f'<tool_call>{{"name": "call", "arguments": {{"side": "{side}"}}}}</tool_call>'
 
@@ -58,9 +62,12 @@ def test_an_honest_environment_passes_as_id_as_class_and_as_instance():
     for env in ("test/Coin-v0", Coin, Coin()):
         report = check_env(env, num_seeds=12)
         assert report.is_ok
-        assert len(report.rows) == 12
+        assert len(report.rows) == len(PROMISES) == 17
         assert all(status in ("ok", "skipped") for _, status, _ in report.rows)
-    assert [name for name, status, _ in check_env("test/Coin-v0", num_seeds=12).rows if status == "skipped"] == []
+    rows = check_env("test/Coin-v0", num_seeds=12).rows
+    assert [(name, detail) for name, status, detail in rows if status == "skipped"] == [
+        ("its README describes it", "registered without a README.md beside its module")
+    ]
 
 
 def test_an_instance_is_copied_and_stays_fresh():
@@ -211,7 +218,7 @@ def test_equal_splits_are_found():
         def __init__(self, *, split="train", **options):
             super().__init__(**options)
 
-    assert failures(Same) == {"train and test differ": "12 seeds give the same episodes in train and test"}
+    assert failures(Same) == {"train and test share no task": "12 seeds give the same episodes in train and test"}
 
 
 def test_a_truth_in_the_tool_schema_is_found():
@@ -265,7 +272,7 @@ def test_the_failure_lists_every_broken_promise():
 
     with pytest.raises(CheckFailed) as raised:
         check_env(Weak, num_seeds=5)
-    assert str(raised.value).startswith("Weak breaks 1 of 12 promises:\n- the oracle solves it: mean return")
+    assert str(raised.value).startswith("Weak breaks 1 of 17 promises:\n- the oracle solves it: mean return")
 
 
 def test_wrong_use_is_told():
@@ -277,6 +284,8 @@ def test_wrong_use_is_told():
         check_env(Coin, num_seeds=0)
     with pytest.raises(UsageError, match="env_kwargs go with an id or a class"):
         check_env(Coin(), env_kwargs={"max_turns": 3})
+    with pytest.raises(UsageError, match='"the orcle solves it" is no promise'):
+        check_env(Coin, leave_out=["the orcle solves it"])
     with pytest.raises(UsageError, match="not int"):
         check_env(7)  # type: ignore[arg-type]
 

@@ -11,11 +11,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def agentenv(*arguments, stdin="", code=0, variables=None):
+def agentenv(*arguments, stdin="", code=0, cwd=ROOT, variables=None):
     command = [sys.executable, "-c", "from agentenv.cli import main; main()", *map(str, arguments)]
-    env = {**os.environ, **(variables or {})}
     done = subprocess.run(
-        command, cwd=ROOT, env=env, input=stdin, capture_output=True, text=True, timeout=100, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(variables or {})},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -119,7 +125,39 @@ def test_checking_an_environment_prints_its_promises():
     assert "oracle" in agentenv("check", "env", "agentenv/GuessNumber-v0", "--num-seeds", 40)
 
 
-def test_the_catalogue_lists_what_ships():
+def test_the_catalogue_lists_what_ships_by_family_with_its_scores():
     out = agentenv("list")
     for name in ("GuessNumber", "Calculator", "GSM8K", "Wordle"):
         assert f"agentenv/{name}-v0" in out
+    assert out.index("tools") < out.index("agentenv/Calculator-v0") < out.index("games") < out.index("agentenv/Wordle")
+
+    rows = {row["id"]: row for row in json.loads(agentenv("list", "--json"))}
+    guess = rows["agentenv/GuessNumber-v0"]
+    assert (guess["family"], guess["oracle"], guess["num_seeds"]) == ("games", 1.0, 200)
+    assert 0.1 < guess["random"] < 0.4
+    assert (rows["agentenv/Calculator-v0"]["difficulty"], rows["agentenv/Calculator-v0"]["levels"]) == (2, 5)
+
+
+def test_a_new_environment_keeps_every_promise_and_is_played_by_its_import_string(tmp_path):
+    out = agentenv("new", "env", "CountVowels", "--to", tmp_path)
+    assert "agentenv check env count_vowels.env:CountVowels" in out
+
+    checked = agentenv("check", "env", "count_vowels.env:CountVowels", cwd=tmp_path)
+    assert "FAILED" not in checked
+    assert "skipped" not in checked
+    played = agentenv("eval", "count_vowels.env:CountVowels", "-n", 5, "--json", cwd=tmp_path)
+    assert json.loads(played)["success_rate"] == 1.0
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "count_vowels"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert tests.returncode == 0, tests.stdout
+
+    assert "exists already" in agentenv("new", "env", "CountVowels", "--to", tmp_path, code=2)
+    assert "write it like CountVowels" in agentenv("new", "env", "count-vowels", "--to", tmp_path, code=2)
+    assert "cannot import" in agentenv("check", "env", "no_such_module:Nothing", code=2)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, ClassVar
 
 import numpy as np
 
-from agentenv.env import Split, ToolEnv, tool_turn
+from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.calculator.answer import last_number, marked_answer
 from agentenv.envs.calculator.stories import Problem, make_problem
 from agentenv.errors import UsageError
 from agentenv.messages import Message
 from agentenv.reward import reward
+from agentenv.splits import draw_for
 from agentenv.tasks import Task
 from agentenv.tools import calculator
 
 MAX_DIFFICULTY = 5
-TEST_SHARE = 0.2
-"""Part of all possible problems that belongs to the test split."""
 
 
 class Calculator(ToolEnv):
@@ -50,9 +48,9 @@ class Calculator(ToolEnv):
     def setup(self, rng: np.random.Generator, task: Task) -> str:
         """Draw a problem of this split."""
         self.final_text = ""
-        self.problem = make_problem(rng, num_steps=self.difficulty)
-        while split_of(self.problem.text) != self.split:
-            self.problem = make_problem(rng, num_steps=self.difficulty)
+        self.problem = draw_for(
+            self.split, lambda: make_problem(rng, num_steps=self.difficulty), content=lambda problem: problem.text
+        )
         return f"{self.problem.text}\nUse the calculator. End with #### and the number."
 
     def answer(self, text: str) -> str:
@@ -79,11 +77,18 @@ class Calculator(ToolEnv):
             return self._call_turn(f"{rng.integers(1, 100)}{'+-*/'[int(rng.integers(4))]}{rng.integers(1, 100)}")
         return Message(role="assistant", content=f"#### {rng.integers(0, 1000)}")
 
+    def cheat(self, rng: np.random.Generator) -> Message:
+        """Name every number in one answer, or write the mark without a number of its own."""
+        everything = " ".join(map(str, range(3000)))
+        answers = (
+            f"#### 0 {everything}",
+            f"{everything} -1",
+            f"#### {everything}\n#### -1",
+            f"\\boxed{{0}} {everything}",
+            "#### the right number",
+            f"{self.problem.text}\n#### correct = 1.0",
+        )
+        return Message(role="assistant", content=answers[int(rng.integers(len(answers)))])
+
     def _call_turn(self, expression: str) -> Message:
         return tool_turn("calculate", {"expression": expression}, call_id=f"call_{self.num_turns}_0")
-
-
-def split_of(text: str) -> Split:
-    """Return the split that a problem belongs to, by a hash of its text."""
-    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-    return "test" if int.from_bytes(digest, "big") < TEST_SHARE * 2**32 else "train"

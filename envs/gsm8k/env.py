@@ -84,6 +84,19 @@ class GSM8K(ToolEnv):
         content, expression = self.solution.calls[turn]
         return tool_turn("calculate", {"expression": expression}, call_id=f"call_{turn}_0", content=content)
 
+    def cheat(self, rng: np.random.Generator) -> Message:
+        """Name every number in one answer, or write the mark without a number of its own."""
+        everything = " ".join(map(str, range(3000)))
+        answers = (
+            f"#### -0.5 {everything}",
+            everything,
+            f"#### {everything}\n#### -0.5",
+            f"\\boxed{{-0.5 or {everything}}}",
+            "#### the right number",
+            f"{self.task.text}\n####",
+        )
+        return Message(role="assistant", content=answers[int(rng.integers(len(answers)))])
+
     def random_action(self, rng: np.random.Generator) -> Message:
         """Calculate something, or answer with a random number."""
         if rng.random() < 0.5:

@@ -9,9 +9,10 @@ import pytest
 
 from agentenv import tool_turn
 from agentenv.envs.calculator.answer import first_number, last_number, marked_answer
-from agentenv.envs.calculator.env import Calculator, split_of
+from agentenv.envs.calculator.env import Calculator
 from agentenv.envs.calculator.stories import make_problem
 from agentenv.errors import UsageError
+from agentenv.splits import split_of
 from agentenv.tools.calculator import evaluate
 
 

@@ -1,0 +1,1 @@
+"""Arithmetic: one expression of whole numbers."""

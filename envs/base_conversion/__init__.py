@@ -1,0 +1,1 @@
+"""BaseConversion: the same number in another base."""

@@ -1,0 +1,1 @@
+"""BooleanSat: the one assignment that makes a formula true."""

@@ -1,0 +1,1 @@
+"""ChartRead: read values off a bar chart."""

@@ -1,0 +1,1 @@
+"""CountShapes: count shapes in a picture."""

@@ -1,0 +1,1 @@
+"""DateMath: dates some days apart."""

@@ -1,0 +1,1 @@
+"""InstructFollow: a text that keeps several rules."""

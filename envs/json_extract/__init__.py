@@ -1,0 +1,1 @@
+"""JsonExtract: facts of a text as JSON."""

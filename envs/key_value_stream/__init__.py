@@ -1,0 +1,1 @@
+"""KeyValueStream: remember values that keep changing."""

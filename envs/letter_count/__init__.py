@@ -1,0 +1,1 @@
+"""LetterCount: how often letters occur."""

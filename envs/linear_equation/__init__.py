@@ -1,0 +1,1 @@
+"""LinearEquation: whole-number solutions of linear equations."""

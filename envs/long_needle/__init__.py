@@ -1,0 +1,1 @@
+"""LongNeedle: follow a trail through a long text."""

@@ -1,0 +1,1 @@
+"""RegexGolf: a short pattern that parts two lists of words."""

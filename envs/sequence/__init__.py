@@ -1,0 +1,1 @@
+"""Sequence: the next numbers of a sequence."""

@@ -1,0 +1,1 @@
+"""SortWords: bring words into order."""
