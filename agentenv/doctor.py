@@ -69,6 +69,7 @@ def diagnose(*, runs_folder: str | Path = "runs", timeout_s: float = 60.0) -> li
         ("machine", _machine),
         ("renderer", lambda: _renderer(timeout_s)),
         ("bubblewrap", lambda: _bubblewrap(timeout_s)),
+        ("sandbox", lambda: _sandbox(timeout_s)),
         ("runs folder", lambda: _runs_folder(Path(runs_folder))),
         ("GSM8K data", _gsm8k),
     ]
@@ -231,6 +232,29 @@ def _bubblewrap(timeout_s: float) -> Finding:
     if ran.failure:
         return Finding(topic="bubblewrap", state="broken", detail=ran.failure, remedy="reinstall bubblewrap")
     return Finding(topic="bubblewrap", state="ok", detail=f"{ran.output} at {path}")
+
+
+_SANDBOX_PROGRAM = """
+import asyncio, sys
+from agentenv.errors import SandboxUnavailable
+from agentenv.tools.sandbox import chosen, close_sandboxes
+async def look():
+    try:
+        print((await chosen()).describe())
+    except SandboxUnavailable as error:
+        sys.exit("; ".join(line for line in str(error).splitlines() if line.startswith("- ") and ":" in line))
+    await close_sandboxes()
+asyncio.run(look())
+"""
+
+
+def _sandbox(timeout_s: float) -> Finding:
+    """Choose a back end as a run would, self-test included, in a process of its own."""
+    ran = ask([sys.executable, "-c", _SANDBOX_PROGRAM], timeout_s=timeout_s)
+    if ran.failure:
+        remedy = "only needed where tools run code that a model wrote; see docs/sandbox.md"
+        return Finding(topic="sandbox", state="missing", detail=ran.failure, remedy=remedy)
+    return Finding(topic="sandbox", state="ok", detail=ran.output)
 
 
 def _runs_folder(folder: Path) -> Finding:

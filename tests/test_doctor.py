@@ -50,7 +50,7 @@ def findings(tmp_path_factory) -> dict[str, Finding]:
 def test_the_diagnosis_covers_everything_that_a_run_may_need(findings):
     extras = [f"extra {name}" for name in EXTRAS]
     packages = ["package ray", "engine vllm", "engine sglang"]
-    rest = ["devices", "machine", "renderer", "bubblewrap", "runs folder", "GSM8K data"]
+    rest = ["devices", "machine", "renderer", "bubblewrap", "sandbox", "runs folder", "GSM8K data"]
     assert list(findings) == ["python", "core packages", *extras, *packages, *rest]
 
 

@@ -29,6 +29,7 @@ from agentenv.episode import Sampling
 from agentenv.errors import ClusterError, EpisodeError
 from agentenv.renderer import Renderer
 from agentenv.runner import GroupSpec, Runner, score_registered
+from agentenv.sandbox_settings import use_sandbox
 from agentenv.tokenizer import wrap_tokenizer
 from agentenv.trainers.cluster_parcel import Parcel
 from agentenv.trainers.cluster_peer import Peer, call
@@ -55,6 +56,7 @@ class RolloutWorker:
 
     def __init__(self, config: RunConfig, *, folder: str, rewarder: Peer | None = None) -> None:
         enter(folder, threads=config.num_threads)
+        use_sandbox(config.sandbox)
         self.config = config
         self._rewarder = rewarder
         self._agent = make_agent(config.agent.name, **config.agent.kwargs)
@@ -169,6 +171,7 @@ class RewardWorker:
 
     def __init__(self, config: RunConfig, *, folder: str) -> None:
         enter(folder, threads=config.num_threads)
+        use_sandbox(config.sandbox)
 
     async def score(self, env_id: str, members: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
         """Add the group rewards of an environment; see `score_group`."""

@@ -13,6 +13,7 @@ from agentenv.engine.hf import HFEngineConfig
 from agentenv.engine.server_config import ServerConfig
 from agentenv.episode import Sampling
 from agentenv.runner import RunnerConfig
+from agentenv.sandbox_settings import SandboxSettings
 from agentenv.track import TrackingConfig
 from agentenv.trainers.correction import CorrectionConfig
 from agentenv.trainers.credit import AdvantageName
@@ -217,6 +218,8 @@ class RunConfig(Config):
     """Evaluation."""
     tracking: TrackingConfig = TrackingConfig()
     """Where metrics go."""
+    sandbox: SandboxSettings = SandboxSettings()
+    """Isolation of code that the model writes."""
     cluster: ClusterConfig | Literal["inline"] | None = None
     """Where it runs: None and inline are this process, a section is a Ray cluster."""
 

@@ -14,6 +14,7 @@ from agentenv.episode import Sampling
 from agentenv.errors import UsageError
 from agentenv.renderer import Renderer
 from agentenv.runner import Runner, RunnerConfig
+from agentenv.sandbox_settings import use_sandbox
 from agentenv.trainers.config import RunConfig
 from agentenv.trainers.model import Policy
 from agentenv.trainers.phase import device_of
@@ -61,6 +62,7 @@ class LocalSite:
         self.config = config
         self.team = team
         self.device = device_of(config.model.device)
+        use_sandbox(config.sandbox)
 
     async def engine(
         self, policy: Policy, *, version: int, folder: Path, start: Path, told: Callable[[str], None]
