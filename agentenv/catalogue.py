@@ -28,13 +28,45 @@ _FAMILIES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("Calculator-v0", "calculator.env:Calculator", "Solve word problems with a calculator."),
         ("GSM8K-v0", "gsm8k.env:GSM8K", "Grade-school maths with a calculator tool."),
     ),
-    "work": (),
+    "work": (
+        (
+            "LogTriage-v0",
+            "log_triage.env:LogTriage",
+            "Find the service, the cause and the minute of an incident in logs.",
+        ),
+        ("NetRepair-v0", "net_repair.env:NetRepair", "Find and mend what is wrong in a small simulated network."),
+        ("BankLedger-v0", "bank_ledger.env:BankLedger", "Reverse, report, flag and move money to the cent in a bank."),
+        (
+            "Scheduler-v0",
+            "scheduler.env:Scheduler",
+            "Book and move meetings at the first time that suits people and rooms.",
+        ),
+        ("Workplace-v0", "workplace.env:Workplace", "Errands over mail, calendars, documents, contacts and tickets."),
+        (
+            "RetailService-v0",
+            "retail_service.env:RetailService",
+            "Serve a customer of a shop within policy, by tools over its database.",
+        ),
+        (
+            "TravelBooking-v0",
+            "travel_booking.env:TravelBooking",
+            "Book, change and cancel flights for a traveller within fare rules.",
+        ),
+    ),
     "games": (
         ("GuessNumber-v0", "guess_number.env:GuessNumber", "Find a number within a few guesses."),
         ("Wordle-v0", "wordle.env:Wordle", "Find a five-letter word from coloured hints."),
     ),
     "self-play": (),
-    "interaction": (),
+    "interaction": (
+        ("Clarify-v0", "clarify.env:Clarify", "Fill in an order form after asking for what the customer left out."),
+        (
+            "Preference-v0",
+            "preference.env:Preference",
+            "Find out what somebody likes by asking, then recommend the best item.",
+        ),
+        ("Tutor-v0", "tutor.env:Tutor", "Find and cure the misconceptions of a simulated learner."),
+    ),
     "memory": (
         ("LongNeedle-v0", "long_needle.env:LongNeedle", "Follow a trail through a long text."),
         ("KeyValueStream-v0", "key_value_stream.env:KeyValueStream", "Remember values that keep changing."),

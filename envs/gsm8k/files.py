@@ -6,9 +6,9 @@ import functools
 import os
 from pathlib import Path
 
-from agentenv.env import Split
 from agentenv.envs.calculator.answer import first_number
 from agentenv.errors import DataError
+from agentenv.splits import Split
 from agentenv.tasks import Task, load_tasks
 
 SPLITS: tuple[Split, ...] = ("train", "test")

@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from pathlib import Path
 
-from agentenv.env import Split
+from agentenv.splits import Split
 
 NUM_LETTERS = 5
 TEST_EVERY = 5

@@ -1,0 +1,1 @@
+"""BankLedger: find, reverse, flag and move money in a bank's accounts."""

@@ -1,0 +1,1 @@
+"""LogTriage: find the service, the cause and the minute of an incident in logs."""

@@ -1,0 +1,1 @@
+"""NetRepair: find and mend what is wrong in a small simulated network."""

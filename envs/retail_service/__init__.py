@@ -1,0 +1,1 @@
+"""RetailService: serve a shop's customer within policy, by tools over its database."""

@@ -1,0 +1,1 @@
+"""TravelBooking: book, change and cancel flights for a traveller within fare rules."""

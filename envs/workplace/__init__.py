@@ -1,0 +1,1 @@
+"""Workplace: errands over mail, calendars, documents, contacts and tickets."""

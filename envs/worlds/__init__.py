@@ -1,0 +1,1 @@
+"""Seeded people, companies and calendars, and what environments about work and service share."""
