@@ -25,8 +25,20 @@ _FAMILIES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("RegexGolf-v0", "regex_golf.env:RegexGolf", "Part two lists of words by a short pattern."),
     ),
     "tools": (
+        ("ToolSelect-v0", "tool_select.env:ToolSelect", "Call the one right tool among fifty or more."),
+        ("UnicodeLookup-v0", "unicode_lookup.env:UnicodeLookup", "Follow characters through the Unicode database."),
         ("Calculator-v0", "calculator.env:Calculator", "Solve word problems with a calculator."),
         ("GSM8K-v0", "gsm8k.env:GSM8K", "Grade-school maths with a calculator tool."),
+        ("DataTable-v0", "data_table.env:DataTable", "Answer questions about a table by filters and aggregates."),
+        ("WikiHop-v0", "wiki_hop.env:WikiHop", "Follow a question over articles of an invented world."),
+        ("PythonMath-v0", "python_math.env:PythonMath", "Solve number problems with a Python interpreter."),
+        ("VirtualShell-v0", "virtual_shell.env:VirtualShell", "Do jobs on files with shell commands."),
+        ("SqlQuery-v0", "sql_query.env:SqlQuery", "Answer a question with a SQL query."),
+        ("StdlibCodeQA-v0", "stdlib_code_qa.env:StdlibCodeQA", "Answer questions about the standard library's code."),
+        ("ApiExplorer-v0", "api_explorer.env:ApiExplorer", "Do a job through a web API without documentation."),
+        ("BugFix-v0", "bug_fix.env:BugFix", "Find and mend the bugs in a function, for hidden tests."),
+        ("CodeWrite-v0", "code_write.env:CodeWrite", "Write a function from its description, for hidden tests."),
+        ("HumanEval-v0", "humaneval.env:HumanEval", "Complete the 164 functions of HumanEval, for hidden tests."),
     ),
     "work": (
         (
@@ -75,7 +87,10 @@ _FAMILIES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("CountShapes-v0", "count_shapes.env:CountShapes", "Count shapes in a picture."),
         ("ChartRead-v0", "chart_read.env:ChartRead", "Read values off a bar chart."),
     ),
-    "safety": (),
+    "safety": (
+        ("InjectionResist-v0", "injection_resist.env:InjectionResist", "Do an errand, not what documents say."),
+        ("PolicyGuard-v0", "policy_guard.env:PolicyGuard", "Lend what a policy permits, refuse what it forbids."),
+    ),
 }
 
 

@@ -22,7 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 check_app = typer.Typer(
-    help="Check that an environment or an engine keeps its promises.", no_args_is_help=True, rich_markup_mode=None
+    help="Check that an environment, an engine or a sandbox keeps its promises.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 engines_app = typer.Typer(
     help="Environments of their own for large engines.", no_args_is_help=True, rich_markup_mode=None
@@ -281,6 +283,29 @@ def check_engine(
         dtype=dtype,
         max_length=max_length,
         updates_weights=not keep_weights,
+    )
+    if not is_ok:
+        raise typer.Exit(1)
+
+
+@check_app.command("sandbox")
+def check_sandbox(
+    backend: Annotated[
+        str, typer.Option(help="Name of a back end; the strongest that works here by default.")
+    ] = "auto",
+    only: Annotated[Optional[list[str]], typer.Option(help="Class of attacks; repeatable.")] = None,  # noqa: UP045
+    url: Annotated[Optional[str], typer.Option(help="Of a back end that needs one.")] = None,  # noqa: UP045
+    reduced: Annotated[bool, typer.Option("--reduced", help="A back end of isolation `reduced` will do.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of the documentation.")] = False,
+) -> None:
+    """Attack the sandbox that is in use here, and say what held."""
+    is_ok = _call(
+        "agentenv.tools.sandbox.attacks.command:show_sandbox_check",
+        backend=backend,
+        only=only or (),
+        url=url,
+        is_reduced=reduced,
+        as_markdown=markdown,
     )
     if not is_ok:
         raise typer.Exit(1)

@@ -138,7 +138,7 @@ def is_leaving(error: BaseException) -> bool:
     return isinstance(error, GeneratorExit)
 
 
-def _contained(function: Callable[..., object], *args: object, **kwargs: object) -> object:
+def _contained(function: Callable[..., object], /, *args: object, **kwargs: object) -> object:
     """Call a hook; exceptions that would end a generator, or the program, become ordinary ones.
 
     A bare `next()` raises StopIteration, and argument parsers raise SystemExit.

@@ -112,6 +112,17 @@ def test_a_property_called_title_is_not_dropped_with_the_titles_of_pydantic():
     assert schema_of(publish)["properties"] == {"title": {"type": "string"}}
 
 
+async def test_a_parameter_may_be_called_function():
+    @tool
+    def apply(function: str, args: str, kwargs: str, inline: bool, where: str, timeout_s: float) -> str:
+        """Apply it."""
+        return f"{function} {args} {kwargs} {inline} {where} {timeout_s}"
+
+    given = {"function": "sum", "args": "a", "kwargs": "k", "inline": True, "where": "w", "timeout_s": 2}
+    for inline in (True, False):
+        assert (await box(apply, inline_default=inline).run(call("apply", given))).content == "sum a k True w 2.0"
+
+
 async def test_parameter_names_of_pydantic_itself_are_free_to_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

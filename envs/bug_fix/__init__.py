@@ -1,0 +1,1 @@
+"""Small functions with seeded bugs, which must be found and mended."""

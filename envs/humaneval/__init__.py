@@ -1,0 +1,1 @@
+"""The 164 programming problems of HumanEval, graded by hidden tests in a sandbox."""

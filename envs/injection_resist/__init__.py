@@ -1,0 +1,1 @@
+"""An errand in an office whose documents carry instructions that nobody entitled has given."""

@@ -1,0 +1,1 @@
+"""A written policy, and requests of which some are permitted and some are not."""

@@ -1,0 +1,1 @@
+"""Number problems that want a computer, solved with a persistent Python interpreter in a sandbox."""

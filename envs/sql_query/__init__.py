@@ -1,0 +1,1 @@
+"""Questions that are answered by a SQL query over a seeded sqlite database."""

@@ -1,0 +1,1 @@
+"""Questions about the source of the standard library, answered by searching and reading it."""

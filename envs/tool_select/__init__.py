@@ -1,0 +1,1 @@
+"""One request, and fifty or more tools of which one is right."""

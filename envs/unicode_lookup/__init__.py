@@ -1,0 +1,1 @@
+"""Questions about characters, answered from the Unicode database through lookup tools."""

@@ -1,0 +1,1 @@
+"""Questions that lead over several articles of an invented encyclopaedia."""
