@@ -30,7 +30,7 @@ class Admission:
         self._num_running = 0
         self.num_waits = 0
         self.waited_s = 0.0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
 
     @property
     def num_running(self) -> int:
@@ -40,29 +40,30 @@ class Admission:
     @property
     def num_waiting(self) -> int:
         """Episodes that wait for a place."""
-        return sum(not place.done() for place in tuple(self._waiting))  # cancelled ones stay in line until their turn
+        # cancelled ones stay in line until their turn
+        return sum(num_places for place, num_places in tuple(self._waiting) if not place.done())
 
-    async def enter(self) -> None:
-        """Wait for a place."""
-        if not self._waiting and self._has_room():
-            self._num_running += 1
+    async def enter(self, num_places: int = 1) -> None:
+        """Wait for a place, or for several at once: episodes that wait for each other must not wait for places too."""
+        if not self._waiting and self._has_room(num_places):
+            self._num_running += num_places
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        self._waiting.append((place, num_places))
         self.num_waits += 1
         started = time.perf_counter()
         try:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self._num_running -= 1  # the place was given just before the cancellation
+                self._num_running -= num_places  # the place was given just before the cancellation
                 self._fill()
             raise
         finally:
             self.waited_s += time.perf_counter() - started
 
     def leave(self, *, num_tokens: int) -> None:
-        """Give the place back.
+        """Give one place back.
 
         Args:
             num_tokens: how many tokens the episode came to hold.
@@ -71,14 +72,15 @@ class Admission:
         self._expected += 0.05 * (num_tokens - self._expected)
         self._fill()
 
-    def _has_room(self) -> bool:
+    def _has_room(self, num_places: int) -> bool:
         if self._num_running == 0:
             return True
-        return self._num_running < self.max_episodes and (self._num_running + 1) * self._expected <= self.max_tokens
+        wanted = self._num_running + num_places
+        return wanted <= self.max_episodes and wanted * self._expected <= self.max_tokens
 
     def _fill(self) -> None:
-        while self._waiting and self._has_room():
-            place = self._waiting.popleft()
+        while self._waiting and self._has_room(self._waiting[0][1]):
+            place, num_places = self._waiting.popleft()
             if not place.done():
-                self._num_running += 1
+                self._num_running += num_places
                 place.set_result(None)

@@ -69,7 +69,13 @@ _FAMILIES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("GuessNumber-v0", "guess_number.env:GuessNumber", "Find a number within a few guesses."),
         ("Wordle-v0", "wordle.env:Wordle", "Find a five-letter word from coloured hints."),
     ),
-    "self-play": (),
+    "self-play": (
+        ("Nim-v0", "nim.env:Nim", "Take the last stone from three heaps."),
+        ("TicTacToe-v0", "tic_tac_toe.env:TicTacToe", "Three in a row against an opponent who makes mistakes."),
+        ("ConnectFour-v0", "connect_four.env:ConnectFour", "Four in a row with discs that fall."),
+        ("Kuhn-v0", "kuhn.env:Kuhn", "Three-card poker, without the luck of the deal."),
+        ("Negotiation-v0", "negotiation.env:Negotiation", "Share items that are worth different things to two sides."),
+    ),
     "interaction": (
         ("Clarify-v0", "clarify.env:Clarify", "Fill in an order form after asking for what the customer left out."),
         (

@@ -328,6 +328,36 @@ def serve(
     raise typer.Exit(_call("agentenv.engine_command:serve_engine", given, model=model, host=host, port=port))
 
 
+@app.command("serve-env")
+def serve_env(
+    env_id: EnvId,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that others reach demands a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    token: Annotated[
+        str, typer.Option(envvar="AGENTENV_ENV_TOKEN", help="What clients must show; they read the same variable.")
+    ] = "",
+    max_sessions: Annotated[int, typer.Option(min=1, help="Environments that live at once.")] = 512,
+    idle_timeout_s: Annotated[float, typer.Option(help="Seconds after which a silent session is closed.")] = 900.0,
+    request_timeout_s: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 120.0,
+    env: EnvOptions = None,
+) -> None:
+    """Serve an environment over HTTP; its URL is then an environment id for make, eval and train."""
+    _call(
+        "agentenv.env_server:serve_in_terminal",
+        env_id,
+        echo=typer.echo,
+        host=host,
+        port=port,
+        token=token,
+        max_sessions=max_sessions,
+        idle_timeout_s=idle_timeout_s,
+        request_timeout_s=request_timeout_s,
+        env_kwargs=_pairs(env),
+    )
+
+
 @engines_app.command("install")
 def install_engine(
     name: Annotated[EngineName, typer.Argument(help="Which engine.")],

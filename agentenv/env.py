@@ -72,6 +72,12 @@ class AgentEnv(Proof, gymnasium.Env[str, Action]):
     inline: ClassVar[bool] = False
     """Promise that synchronous hooks return within a millisecond: they then run on the event loop, not in threads."""
 
+    waits_for_others: bool = False
+    """True while other episodes belong to this one: a step then waits for them, as long as the episode may last."""
+
+    difficulties: ClassVar[tuple[int, int]] = (1, 5)
+    """Easiest and hardest value of the option `difficulty`, where a class has it."""
+
     def __init__(
         self,
         *,
@@ -310,7 +316,7 @@ class AgentEnv(Proof, gymnasium.Env[str, Action]):
 
     def _info(self, step: Step) -> dict[str, Any]:
         # every component is always present, so that info has one shape
-        components = dict.fromkeys(_component_names(type(self)), 0.0)
+        components = dict.fromkeys(self.rubric.names, 0.0)
         components.update(step.reward_components)
         return {
             "messages": tuple(message.to_dict() for message in step.messages),
@@ -475,11 +481,6 @@ def _own_rewards(cls: type[AgentEnv]) -> tuple[Reward, ...]:
 def _place(cls: type[AgentEnv], hook: str) -> str:
     """Return the name of a hook for errors."""
     return f"{cls.__name__}.{hook}"
-
-
-@functools.lru_cache(maxsize=256)
-def _component_names(cls: type[AgentEnv]) -> tuple[str, ...]:
-    return tuple(component.name for component in _own_rewards(cls))
 
 
 @functools.lru_cache(maxsize=256)

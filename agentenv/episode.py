@@ -130,7 +130,7 @@ class Episode:
         self.recorder = Recorder()
         self.stop_reason: StopReason | None = None
         self.reward_components: Mapping[str, float] = {}
-        self.tools = env.tool_specs
+        self.tools: tuple[dict[str, object], ...] = ()  # known once the environment has started
         self.conversation: list[Message] = []
         self.counts: dict[str, float] = {}
         self._opening: tuple[Message, ...] | None = None
@@ -270,9 +270,8 @@ class Episode:
             step = await self.env.step_async(turn)
         else:
             where = f"{self.spec.env_id} step"
-            step = await within(
-                self.env.step_async(turn), timeout_s=self.limits.step_timeout_s, side="env", where=where
-            )
+            timeout_s = self.time_left_s() if self.env.waits_for_others else self.limits.step_timeout_s
+            step = await within(self.env.step_async(turn), timeout_s=timeout_s, side="env", where=where)
         self.recorder.judge(
             num_tool_calls=len(turn.tool_calls),
             num_malformed_calls=step.num_malformed_calls,

@@ -7,7 +7,7 @@ import contextvars
 import functools
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError as FuturesCancelled
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -89,6 +89,16 @@ async def within(awaitable: Awaitable[T], *, timeout_s: float, side: Side, where
         if not scope.expired():
             raise
         raise DeadlineExceeded(side, where, f"no answer within {timeout_s:g} s") from None
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines at once and return their results in order; the first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the others were cancelled because of the first
+    return [task.result() for task in running]
 
 
 def run_now(coroutine: Coroutine[Any, Any, T]) -> T:

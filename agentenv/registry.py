@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from agentenv.env import AgentEnv
 from agentenv.errors import UnknownEnvError, UsageError, did_you_mean
 
 ENTRY_POINT_GROUP = "agentenv.envs"
 
+_URL = re.compile(r"https?://")
+_REMOTE = "agentenv.remote_env:RemoteEnv"
 _ENV_ID = re.compile(r"[\w.-]+/[\w.-]+-v\d+")
 _IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:([A-Za-z_]\w*)")
 
@@ -100,11 +103,15 @@ def register(
 
 
 def registration(env_id: str) -> Registration:
-    """Look an id up; an import string `module:Class` is registered as `local/Class-v0` when it is first seen.
+    """Look an id up; a URL is the id of the environment that is served there.
+
+    An import string `module:Class` is registered as `local/Class-v0` when it is first seen.
 
     Raises:
         UnknownEnvError: with the nearest known id.
     """
+    if is_url(env_id):
+        return Registration(env_id=env_id, entry_point=_REMOTE, kwargs={"url": env_id}, description="Served elsewhere.")
     written = _IMPORT_STRING.fullmatch(env_id)
     if written:
         name = f"local/{written[1]}-v0"
@@ -118,14 +125,28 @@ def registration(env_id: str) -> Registration:
     return found
 
 
+def is_url(env_id: str) -> bool:
+    """True for the id of an environment that `agentenv serve-env` serves."""
+    return _URL.match(env_id) is not None
+
+
 def registered() -> tuple[Registration, ...]:
     """Return all registrations, sorted by id."""
     return tuple(_registrations[key] for key in sorted(_registrations))
 
 
 def make(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """Make an environment with Gymnasium's standard wrappers, as `gymnasium.make` does."""
-    return gymnasium.make(registration(env_id).env_id, **kwargs)
+    """Make an environment with Gymnasium's standard wrappers, as `gymnasium.make` does.
+
+    Args:
+        env_id: registered id, import string, or the URL of a served environment.
+        **kwargs: for its constructor.
+    """
+    entry = registration(env_id)
+    if is_url(env_id):
+        spec = EnvSpec(id="agentenv/Served-v0", entry_point=_REMOTE, kwargs=cast("dict[str, Any]", dict(entry.kwargs)))
+        return gymnasium.make(spec, **kwargs)
+    return gymnasium.make(entry.env_id, **kwargs)
 
 
 def make_bare(env_id: str, **kwargs: object) -> AgentEnv:
@@ -136,7 +157,8 @@ def make_bare(env_id: str, **kwargs: object) -> AgentEnv:
     """
     entry = registration(env_id)
     env_class = entry.load()
-    allowed = constructor_options(env_class)
+    # the options of a served environment are known, and checked, where it is served
+    allowed = tuple(kwargs) if is_url(env_id) else constructor_options(env_class)
     for name in kwargs:
         if name not in allowed:
             options = ", ".join(allowed)

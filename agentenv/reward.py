@@ -161,6 +161,11 @@ class Rubric:
             raise UsageError(f"reward components share the name {sorted(twice)}; rename one")
 
     @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of all components."""
+        return tuple(c.name for c in self.components)
+
+    @functools.cached_property
     def turn(self) -> tuple[Reward, ...]:
         """Components that score every turn."""
         return tuple(c for c in self.components if c.when == "turn")

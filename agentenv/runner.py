@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from agentenv.admission import Admission
 from agentenv.agent.chat import ChatAgent
@@ -21,7 +22,8 @@ from agentenv.engine.protocol import Engine
 from agentenv.env import AgentEnv, group_rewards
 from agentenv.episode import Episode, EpisodeSpec, Limits, Sampling
 from agentenv.errors import DeadlineExceeded, EpisodeError, Side, UsageError, describe
-from agentenv.offload import is_leaving, within
+from agentenv.game_env import is_game_of_agents
+from agentenv.offload import is_leaving, together, within
 from agentenv.registry import make_bare, registration
 from agentenv.renderer import Renderer
 from agentenv.reward import score_group
@@ -29,6 +31,9 @@ from agentenv.tally import EpisodeTally
 from agentenv.tasks import Task
 from agentenv.trace import traced
 from agentenv.trajectory import Group, StopReason, Trajectory
+
+if TYPE_CHECKING:
+    from agentenv.game_runner import GameRunner
 
 _log = logging.getLogger(__name__)
 _END_SESSION_S = 30.0
@@ -137,6 +142,7 @@ class Runner:
         self.num_retries = 0
         self.running: set[Episode] = set()
         self.tally: EpisodeTally | None = None
+        self._game_runner: GameRunner | None = None
 
     @property
     def agent(self) -> Agent:
@@ -144,8 +150,10 @@ class Runner:
         return self.roster.default
 
     async def close(self) -> None:
-        """Close the agents that task rows named; idempotent. Nothing may be playing."""
+        """Close the agents that task rows named, and the opponents; idempotent. Nothing may be playing."""
         await self.roster.close()
+        if self._game_runner is not None:
+            await self._game_runner.close()
 
     async def run(self, groups: Iterable[GroupSpec]) -> AsyncGenerator[Group, None]:
         """Play groups and yield each as it completes, in order of completion.
@@ -180,20 +188,25 @@ class Runner:
         return [done[spec.group_id] for spec in specs]
 
     async def run_group(self, spec: GroupSpec) -> Group:
-        """Play all members of a group and add its group rewards."""
-        if spec.size == 1:
-            members: list[Trajectory] = [await self.run_episode(spec.members()[0])]
+        """Play all members of a group and add its group rewards.
+
+        A member of a game whose other seats are agents too is a whole game: it gives one trajectory for every seat that
+        the policy has.
+        """
+        if self.make_env is _from_registry and is_game_of_agents(spec.env_id, spec.env_kwargs):
+            members = await self._games().play(spec)
+        elif spec.size == 1:
+            members = [await self.run_episode(spec.members()[0])]
         else:
-            members = await self._together(spec.members())
+            members = await together(map(self.run_episode, spec.members()))
         return Group(group_id=spec.group_id, trajectories=await self._with_group_rewards(spec, members))
 
-    async def _together(self, specs: Sequence[EpisodeSpec]) -> list[Trajectory]:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(self.run_episode(spec)) for spec in specs]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the others were cancelled because of the first
-        return [task.result() for task in running]
+    def _games(self) -> GameRunner:
+        if self._game_runner is None:
+            from agentenv.game_runner import GameRunner
+
+            self._game_runner = GameRunner(self)
+        return self._game_runner
 
     async def run_episode(self, spec: EpisodeSpec) -> Trajectory:
         """Play one episode; infrastructure failures are retried, then returned with their status."""
@@ -201,7 +214,7 @@ class Runner:
             await self.admission.enter()
             num_tokens = 0
             try:
-                trajectory = await self._attempt(spec)
+                trajectory = await self.attempt(spec, make_env=self.make_env)
                 num_tokens = trajectory.num_tokens
             finally:
                 self.admission.leave(num_tokens=num_tokens)
@@ -213,9 +226,15 @@ class Runner:
             self.num_retries += 1
 
     @traced("episode")
-    async def _attempt(self, spec: EpisodeSpec) -> Trajectory:
+    async def attempt(self, spec: EpisodeSpec, *, make_env: Callable[[EpisodeSpec], AgentEnv]) -> Trajectory:
+        """Play one attempt, without admission and retries.
+
+        Args:
+            spec: which episode.
+            make_env: builds its environment, which is closed here.
+        """
         try:
-            env = self.make_env(spec)
+            env = make_env(spec)
         except UsageError:
             raise
         except Exception as error:

@@ -149,17 +149,17 @@ class Tracing:
 
     # One method per kind of span.
 
-    async def _episode(self, function: _Function, runner: Runner, spec: EpisodeSpec) -> Trajectory:
+    async def _episode(self, function: _Function, runner: Runner, spec: EpisodeSpec, **kwargs: Any) -> Trajectory:
         if not self.takes(spec):
             with _inside(None):
-                return await function(runner, spec)
+                return await function(runner, spec, **kwargs)
         agent = type(runner.agent).__name__
         span = self._start("episode", attributes_of.of_spec(spec, agent=agent), parent=None)
         state = _EpisodeState(span=span, session_id=spec.session_id())
         self._episodes[state.session_id] = state
         with _inside(state), _covering(span):
             try:
-                trajectory: Trajectory = await function(runner, spec)
+                trajectory: Trajectory = await function(runner, spec, **kwargs)
             finally:
                 self._episodes.pop(state.session_id, None)
                 _end_turn(state)

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -44,6 +44,7 @@ class Progress:
         scheduler: state of the scheduler; empty outside rl.
         optimizer_steps: steps the optimizer has taken in this phase; drives the learning-rate schedule.
         success: validation success of exactly these weights; None where they were not validated.
+        curriculum: levels of difficulty; empty where nothing follows a target.
     """
 
     phase: str
@@ -52,6 +53,7 @@ class Progress:
     scheduler: Mapping[str, object]
     optimizer_steps: int
     success: float | None = None
+    curriculum: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +246,7 @@ def _seal(folder: Path, *, progress: Progress) -> None:
         "scheduler": progress.scheduler,
         "optimizer_steps": progress.optimizer_steps,
         "success": progress.success,
+        "curriculum": progress.curriculum,
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -266,6 +269,7 @@ def _verified(path: Path) -> Progress:
             scheduler=manifest["scheduler"],
             optimizer_steps=manifest["optimizer_steps"],
             success=manifest["success"],
+            curriculum=manifest.get("curriculum", {}),  # not in checkpoints of runs that knew none
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error

@@ -148,7 +148,7 @@ class RaySite:
 
     def _spawn_rewarders(self) -> dict[int, Peer]:
         """Start a reward worker on every node that samples, where the environment has group rewards."""
-        if not group_rewards(registration(self.config.env.id).load()):
+        if not any(group_rewards(registration(part.id).load()) for part in self.config.env.parts):
             return {}
         return {
             node: self._placement.spawn(

@@ -25,15 +25,40 @@ from agentenv.trainers.parallel import ParallelConfig
 from agentenv.trainers.tiny import TinyConfig
 
 
-class EnvConfig(Config):
-    """Which environment, and where its tasks come from."""
+class EnvPart(Config):
+    """One environment of a mix."""
 
     id: str
-    """Registered id, e.g. agentenv/GuessNumber-v0."""
+    """Registered id, e.g. agentenv/GuessNumber-v0, or the URL of a served environment."""
     kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """Constructor arguments of the environment."""
     tasks: str | None = None
     """Parquet or JSONL file with one task per row; without it the environment draws its tasks by seed."""
+    target_success: float | None = Field(default=None, gt=0, lt=1)
+    """Success rate that the option difficulty follows from step to step; null keeps it."""
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Share of the groups, relative to the other environments."""
+
+
+class EnvConfig(Config):
+    """Which environment, and where its tasks come from."""
+
+    id: str
+    """Registered id, e.g. agentenv/GuessNumber-v0, or the URL of a served environment."""
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Constructor arguments of the environment."""
+    tasks: str | None = None
+    """Parquet or JSONL file with one task per row; without it the environment draws its tasks by seed."""
+    target_success: float | None = Field(default=None, gt=0, lt=1)
+    """Success rate that the option difficulty follows from step to step; null keeps it."""
+    also: tuple[EnvPart, ...] = ()
+    """More environments to mix in: {id, kwargs, tasks, target_success, weight}; this one has weight 1."""
+
+    @property
+    def parts(self) -> tuple[EnvPart, ...]:
+        """All environments of the mix, this one first."""
+        first = EnvPart(id=self.id, kwargs=self.kwargs, tasks=self.tasks, target_success=self.target_success)
+        return (first, *self.also)
 
 
 class ModelConfig(Config):

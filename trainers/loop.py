@@ -10,13 +10,15 @@ from typing import Final
 
 from agentenv.engine.protocol import Engine, LoraAdapter
 from agentenv.evaluate import EvalSummary, evaluate, evaluation_groups, summarise
-from agentenv.runner import Runner
+from agentenv.game_env import against_the_script
+from agentenv.runner import GroupSpec, Runner
 from agentenv.store import TrajectoryStore
 from agentenv.trainers.background import whole
 from agentenv.trainers.bad_batch import BadBatches
 from agentenv.trainers.checkpoint import CheckpointFolder, Progress
 from agentenv.trainers.config import AlgorithmConfig, RunConfig
 from agentenv.trainers.learner import Learner
+from agentenv.trainers.mixture import Mixture
 from agentenv.trainers.rollouts import Rollouts
 from agentenv.trainers.sample import Sample
 from agentenv.trainers.samples_from import assign
@@ -103,10 +105,13 @@ async def train(crew: Crew, *, start: Progress | None = None, waiting: Sequence[
         How far the run came.
     """
     config, scheduler = crew.config.trainer, _scheduler(crew.config, start)
+    source = group_source(crew.config.env, seed=crew.config.seed, group_size=config.group_size)
+    if start is not None and start.curriculum:
+        source.curriculum.restore(start.curriculum)
     rollouts = Rollouts(
         runner=crew.runner,
         scheduler=scheduler,
-        source=group_source(crew.config.env, seed=crew.config.seed, group_size=config.group_size),
+        source=source,
         in_lockstep=config.deterministic,
         finished=waiting,
     )
@@ -132,7 +137,7 @@ async def train(crew: Crew, *, start: Progress | None = None, waiting: Sequence[
             await crew.checkpoints.settle()
         raise
     await crew.checkpoints.settle()
-    return _progress(crew, scheduler)
+    return _progress(crew, rollouts)
 
 
 async def _step(crew: Crew, rollouts: Rollouts, *, batch: Batch, clock: _Clock) -> dict[str, float]:
@@ -140,6 +145,7 @@ async def _step(crew: Crew, rollouts: Rollouts, *, batch: Batch, clock: _Clock) 
     config, step = crew.config, batch.step + 1
     groups = rollouts.take(batch)
     crew.store.append([t for group in groups for t in group.trajectories], step=step, phase=RL)
+    rollouts.source.observe(groups, success_reward=config.evaluation.success_reward)
     samples = credited(groups, config.algorithm)
     clock.lap("credit_s")
     with crew.profile(step):
@@ -154,6 +160,7 @@ async def _step(crew: Crew, rollouts: Rollouts, *, batch: Batch, clock: _Clock) 
         **rollout_metrics(groups, success_reward=config.evaluation.success_reward),
         **grouped(update, prefix="train"),
         **rollouts.take_counts(),
+        **rollouts.source.metrics(),
         "rollout/staleness": float(max(batch.ages)),
         "checkpoint/failed": float(crew.checkpoints.take_failures()),
     }
@@ -182,16 +189,22 @@ async def validate(crew: Crew) -> EvalSummary:
 
 
 async def measure(crew: Crew, *, name: str, num_episodes: int) -> tuple[EvalSummary, list[Trajectory]]:
-    """Play the evaluation called `name`; different purposes never share a seed with each other or with training."""
-    env = crew.config.env
+    """Play the evaluation called `name`; different purposes never share a seed with each other or with training.
+
+    Environments of a mix come in their shares, each at the difficulty with which the run begins.
+    """
+    groups: list[GroupSpec] = []
     purpose = name if name == "validation" else "test"
-    groups = evaluation_groups(
-        env.id,
-        num_episodes=num_episodes,
-        seed=crew.config.seed,
-        env_kwargs={**env.kwargs, "split": "test"},
-        purpose=purpose,
-    )
+    mixture = Mixture(weights=tuple(part.weight for part in crew.config.env.parts), seed=crew.config.seed)
+    drawn = [mixture.at(number) for number in range(num_episodes)]
+    for index, part in enumerate(crew.config.env.parts):
+        groups += evaluation_groups(
+            part.id,
+            num_episodes=drawn.count(index),
+            seed=crew.config.seed,
+            env_kwargs={**against_the_script(part.id, part.kwargs), "split": "test"},
+            purpose=f"{purpose}-{index}" if index else purpose,
+        )
     return await evaluate(crew.referee, groups, name=name, success_reward=crew.config.evaluation.success_reward)
 
 
@@ -241,7 +254,8 @@ def _scheduler(config: RunConfig, start: Progress | None) -> Scheduler:
     )
 
 
-def _progress(crew: Crew, scheduler: Scheduler, *, success: float | None = None) -> Progress:
+def _progress(crew: Crew, rollouts: Rollouts, *, success: float | None = None) -> Progress:
+    scheduler = rollouts.scheduler
     return Progress(
         phase=RL,
         step=scheduler.live_version,
@@ -249,12 +263,13 @@ def _progress(crew: Crew, scheduler: Scheduler, *, success: float | None = None)
         scheduler=scheduler.to_json(),
         optimizer_steps=crew.learner.optimizer_steps,
         success=success,
+        curriculum=rollouts.source.curriculum.to_json(),
     )
 
 
 async def _save(crew: Crew, rollouts: Rollouts, *, success: float | None = None) -> None:
     """Begin a checkpoint; finished groups go along, so that only what was being played is played again."""
-    progress = _progress(crew, rollouts.scheduler, success=success)
+    progress = _progress(crew, rollouts, success=success)
     await crew.checkpoints.begin(progress, learner=crew.learner, waiting=rollouts.finished)
 
 

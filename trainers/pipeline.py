@@ -26,6 +26,7 @@ from agentenv.engine.scripted import ScriptedEngine
 from agentenv.episode import Limits, Sampling
 from agentenv.errors import RunFolderError, UsageError
 from agentenv.evaluate import EvalSummary, summarise
+from agentenv.game_env import against_the_script
 from agentenv.gauges import Gauges
 from agentenv.metrics_server import serve_metrics
 from agentenv.progress import Progress as Display
@@ -45,6 +46,7 @@ from agentenv.trainers.deterministic import deterministic_torch
 from agentenv.trainers.learner import Learner
 from agentenv.trainers.loop import RL, Crew, measure, train
 from agentenv.trainers.lora import lora_of, merge_in_place
+from agentenv.trainers.mixture import Mixture
 from agentenv.trainers.model import Policy, load_policy, save_policy
 from agentenv.trainers.notice import until_notice
 from agentenv.trainers.phase import Phase
@@ -219,7 +221,8 @@ class Pipeline:
             if not (Path(path) / "config.json").is_file():
                 with self._phase("model"):
                     said = await self._demonstrate(Renderer(byte_tokenizer(), family="qwen3"), _TOKENIZER_EPISODES)
-                    tools = make_bare(self.config.env.id, **self.config.env.kwargs).tool_specs
+                    parts = self.config.env.parts
+                    tools = [spec for part in parts for spec in make_bare(part.id, **part.kwargs).tool_specs]
                     beside = f"{path}.partial"
                     save_tiny(beside, [t.messages for t in said], tools=tools, config=model.tiny, seed=self.config.seed)
                     os.rename(beside, path)
@@ -314,15 +317,18 @@ class Pipeline:
             agent=PolicyAgent("demonstrate", dialect=getattr(self.agent, "dialect", None)),
             config=config.runner.model_copy(update={"limits": limits}),
         )
+        parts = config.env.parts
+        mixture = Mixture(weights=tuple(part.weight for part in parts), seed=config.seed)
+        chosen = [parts[mixture.at(index)] for index in range(count)]
         specs = [
             GroupSpec(
                 group_id=f"demo-{index}",
-                env_id=config.env.id,
-                env_kwargs=config.env.kwargs,
+                env_id=part.id,
+                env_kwargs=against_the_script(part.id, part.kwargs),
                 seed=derive_seed(config.seed, DEMONSTRATIONS, index) % 2**31,
                 run_seed=config.seed,
             )
-            for index in range(count)
+            for index, part in enumerate(chosen)
         ]
         played = [group.trajectories[0] for group in await runner.run_all(specs)]
         if not any(t.is_scored for t in played):

@@ -33,7 +33,7 @@ def assign(
     until the trainer's critic fills them from the column of rewards.
 
     Args:
-        groups: complete groups, each a comparison set of its own.
+        groups: complete groups, each a comparison set of its own; of a game, each seat (a task of its own) is one.
         advantage: a key of `ADVANTAGES`.
         divide_by_std: for `grpo`.
         drop_zero_variance: leave out the groups in which every advantage is exactly 0.
@@ -51,13 +51,13 @@ def assign(
             f"advantage is {advantage!r}; allowed are {', '.join(ADVANTAGES)}.{did_you_mean(advantage, ADVANTAGES)}"
         )
     options = AdvantageOptions(divide_by_std=divide_by_std)
-    members = [(index, trajectory) for index, group in enumerate(groups) for trajectory in group.scored]
+    members = _compared(groups)
     if not members:
         return []
     episodes = _flatten(members)
     advantage_N = ADVANTAGES[advantage](episodes, options).to(torch.float32)
     group_N = episodes.group_B[episodes.trajectory_K].repeat_interleave(episodes.num_tokens_K)
-    kept = set(group_N[advantage_N != 0].tolist()) if drop_zero_variance else set(range(len(groups)))
+    kept = set((group_N[advantage_N != 0] if drop_zero_variance else episodes.group_B).tolist())
     advantages = iter(np.split(advantage_N.numpy(), episodes.num_tokens_K.cumsum(0).numpy()))
     out: list[Sample] = []
     for index, trajectory in members:
@@ -88,8 +88,18 @@ def sample_id(trajectory: Trajectory, sequence: int) -> str:
     return f"{trajectory.group_id}/{trajectory.member}/{sequence}"
 
 
+def _compared(groups: Sequence[Group]) -> list[tuple[int, Trajectory]]:
+    """Return the scored trajectories in order, each with the number of its comparison set."""
+    numbers: dict[tuple[int, str], int] = {}
+    return [
+        (numbers.setdefault((index, trajectory.task_id), len(numbers)), trajectory)
+        for index, group in enumerate(groups)
+        for trajectory in group.scored
+    ]
+
+
 def _flatten(members: Sequence[tuple[int, Trajectory]]) -> Episodes:
-    """Lay the turns of (group index, scored trajectory) pairs end to end."""
+    """Lay the turns of (comparison set, scored trajectory) pairs end to end."""
     reward_K: list[float] = []
     for _, trajectory in members:
         _check_turns(trajectory)

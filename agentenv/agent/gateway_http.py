@@ -33,7 +33,19 @@ async def read_object(
         is_optional: no body at all is an empty object.
 
     Raises:
-        RequestError: 413 where it is too long, 408 where it does not come, 400 where it is no JSON object.
+        RequestError: as `read_body`, and 400 where it is no JSON object.
+    """
+    raw = await read_body(scope, receive, max_bytes=max_bytes)
+    if is_optional and not raw:
+        return {}
+    return _object(raw)
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+    """Read a body.
+
+    Raises:
+        RequestError: 413 where it is too long, 408 where it does not come.
     """
     too_long = RequestError(f"the body has more than {max_bytes} bytes", status=413, code="request_too_large")
     declared = header(scope, b"content-length")
@@ -44,9 +56,7 @@ async def read_object(
         raise RequestError(f"the body did not come within {_BODY_TIMEOUT_S:g} s", status=408) from None
     if not is_whole or (declared.isdecimal() and int(declared) > max_bytes):
         raise too_long
-    if is_optional and not raw:
-        return {}
-    return _object(raw)
+    return raw
 
 
 async def _read(receive: Receive, *, max_bytes: int) -> tuple[bytes, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -170,6 +171,22 @@ def test_groups_without_variance_stay_with_advantage_zero_unless_dropped():
     assert [sample.advantage_T.any() for sample in kept] == [False, False, True, True]
     assert len(dropped) == 2
     assert all(sample.advantage_T.any() for sample in dropped)
+
+
+def test_the_seats_of_a_game_are_compared_each_with_its_own():
+    seats = [("X", 1.0), ("O", 0.0), ("X", 0.0), ("O", 0.0), ("X", 1.0), ("O", 0.5)]
+    members = [replace(trajectory(i, reward=value), task_id=seat) for i, (seat, value) in enumerate(seats)]
+    samples = assign([group(*members)], advantage="rloo")
+    # X earned 1, 0, 1: against the others' mean 0.5, 1, 0.5. O earned 0, 0, 0.5: against 0.25, 0.25, 0
+    expected = [0.5, -0.25, -1.0, -0.25, 0.5, 0.5]
+    assert [float(sample.advantage_T[1]) for sample in samples] == pytest.approx(expected)
+
+
+def test_a_seat_without_variance_is_dropped_and_the_other_one_stays():
+    seats = [("X", 1.0), ("O", 0.5), ("X", 0.0), ("O", 0.5)]
+    members = [replace(trajectory(i, reward=value), task_id=seat) for i, (seat, value) in enumerate(seats)]
+    samples = assign([group(*members)], advantage="grpo", drop_zero_variance=True)
+    assert [sample.sample_id for sample in samples] == ["g/0/0", "g/2/0"]
 
 
 def test_gae_credits_an_empty_turn_to_the_token_before_it_and_carries_across_sequences():

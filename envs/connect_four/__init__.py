@@ -1,0 +1,1 @@
+"""Four in a row, with marks that fall."""

@@ -1,0 +1,1 @@
+"""Poker with three cards, with the luck of the deal taken out."""

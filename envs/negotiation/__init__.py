@@ -1,0 +1,1 @@
+"""Share items that are worth different things to two sides."""

@@ -1,0 +1,1 @@
+"""Take the last stone from a few heaps."""
