@@ -99,6 +99,16 @@ _FAMILIES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 
+# environments of other packages, under one id each; an option says which
+_ADAPTERS: tuple[tuple[str, str, str], ...] = (
+    ("Gymnasium-v0", "gymnasium:Gymnasium", "Any Gymnasium environment with Discrete actions, in words."),
+    ("ReasoningGym-v0", "reasoning_gym:ReasoningGym", "The generators of reasoning-gym."),
+    ("TextArena-v0", "textarena:TextArena", "Games of textarena, alone or against a scripted opponent."),
+    ("PettingZoo-v0", "pettingzoo:PettingZoo", "Turn games of PettingZoo against scripted opponents."),
+    ("Verifiers-v0", "verifiers:Verifiers", "Environments written for verifiers."),
+    ("OpenEnv-v0", "openenv:OpenEnv", "Environments behind an OpenEnv server."),
+)
+
 
 def families() -> dict[str, tuple[str, ...]]:
     """Return the ids of the shipped environments by family, from easy to hard."""
@@ -110,4 +120,12 @@ def register_all() -> None:
     for family, rows in _FAMILIES.items():
         for name, entry_point, description in rows:
             register(f"agentenv/{name}", f"agentenv.envs.{entry_point}", description=description, family=family)
+    for name, entry_point, description in _ADAPTERS:
+        register(
+            f"adapter/{name}",
+            f"agentenv.envs.adapters.{entry_point}",
+            description=description,
+            family="adapters",
+            nondeterministic=name == "OpenEnv-v0",  # a live service
+        )
     load_plugins()

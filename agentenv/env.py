@@ -6,7 +6,7 @@ import functools
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import gymnasium
@@ -20,6 +20,8 @@ from agentenv.random_arguments import random_arguments
 from agentenv.reward import Reward, Rubric, rewards_of_class
 from agentenv.spaces import Action, MessageSpace, TextSpace
 from agentenv.splits import Split
+from agentenv.step import Step as Step
+from agentenv.step import has_terminated, info_of, observation_of
 from agentenv.tasks import Task, as_task
 from agentenv.text_calls import parse_turn
 from agentenv.tool import Tool, Toolbox, as_tool, by_name, toolbox_of, tools_of_class
@@ -31,26 +33,6 @@ from agentenv.vision import described_content
 Prompt = str | Message | Sequence[Message | Mapping[str, object]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What one step of an environment gave.
-
-    Attributes:
-        messages: new messages for the agent: the delta, never the history.
-        reward_components: weighted values by name; turn components, and at the end the terminal ones too.
-        turn_reward_components: the turn components alone.
-        stop_reason: None while the episode goes on.
-        num_malformed_calls: attempts of this turn that could not be parsed.
-    """
-
-    messages: tuple[Message, ...]
-    reward_components: Mapping[str, float]
-    turn_reward_components: Mapping[str, float]
-    stop_reason: StopReason | None
-    num_malformed_calls: int = 0
-
-
-_TERMINATING = frozenset({StopReason.COMPLETED, StopReason.TOOL_STOPPED})
 _NOTHING: Mapping[str, float] = {}
 
 
@@ -135,6 +117,16 @@ class AgentEnv(Proof, gymnasium.Env[str, Action]):
         return self._num_turns
 
     @property
+    def component_names(self) -> tuple[str, ...]:
+        """Names of the turn and end components of its reward."""
+        return self.rubric.names
+
+    @property
+    def turn_component_names(self) -> tuple[str, ...]:
+        """Names of those that every turn has."""
+        return tuple(component.name for component in self.rubric.turn)
+
+    @property
     def tool_specs(self) -> tuple[dict[str, object], ...]:
         """Schemas of the tools that the model may call."""
         return ()
@@ -212,7 +204,7 @@ class AgentEnv(Proof, gymnasium.Env[str, Action]):
         gymnasium.Env.reset(self, seed=seed)  # keeps Gymnasium's own np_random, for wrappers that read it
         given = (options or {}).get("task")
         step = self._run(self.reset_async(seed=seed, task=None if given is None else as_task(given)))
-        return _observation(step.messages), self._info(step)
+        return observation_of(step.messages), self._info(step)
 
     def step(self, action: Action) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one assistant turn, given as text or as a message dict."""
@@ -220,12 +212,12 @@ class AgentEnv(Proof, gymnasium.Env[str, Action]):
 
     def outcome(self, step: Step) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Return a step as Gymnasium tells it: observation, reward, terminated, truncated, info."""
-        stopped = step.stop_reason
+        has_ended = has_terminated(step.stop_reason)
         return (
-            _observation(step.messages),
+            observation_of(step.messages),
             sum(step.reward_components.values(), 0.0),
-            stopped in _TERMINATING,
-            stopped is not None and stopped not in _TERMINATING,
+            has_ended,
+            step.stop_reason is not None and not has_ended,
             self._info(step),
         )
 
@@ -315,14 +307,7 @@ class AgentEnv(Proof, gymnasium.Env[str, Action]):
         return MessageSpace()
 
     def _info(self, step: Step) -> dict[str, Any]:
-        # every component is always present, so that info has one shape
-        components = dict.fromkeys(self.rubric.names, 0.0)
-        components.update(step.reward_components)
-        return {
-            "messages": tuple(message.to_dict() for message in step.messages),
-            "reward_components": components,
-            "stop_reason": "" if step.stop_reason is None else step.stop_reason.value,
-        }
+        return info_of(step, component_names=self.rubric.names)
 
 
 class ToolEnv(AgentEnv):
@@ -493,12 +478,6 @@ def _hooks_never_wait(cls: type[AgentEnv]) -> bool:
         and not any(is_async(hook) for hook in hooks)
         and not any(is_async(component.function) or component.inline is False for component in rewards)
     )
-
-
-def _observation(messages: tuple[Message, ...]) -> str:
-    if len(messages) == 1:
-        return messages[0].content
-    return "\n".join(message.content for message in messages)
 
 
 def _readable(message: Message) -> str:

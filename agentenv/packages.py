@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agentenv.errors import UsageError
 from agentenv.probe import ask
 
 _MARK = "import-result:"
@@ -34,15 +35,17 @@ class Package:
         name: for the installer.
         module: for `import`.
         minimum: oldest release that works; "" for any.
+        below: first release that does not work any more; "" for none.
     """
 
     name: str
     module: str
     minimum: str = ""
+    below: str = ""
 
 
-def _package(name: str, minimum: str = "", *, module: str = "") -> Package:
-    return Package(name=name, module=module or name.replace("-", "_"), minimum=minimum)
+def _package(name: str, minimum: str = "", *, module: str = "", below: str = "") -> Package:
+    return Package(name=name, module=module or name.replace("-", "_"), minimum=minimum, below=below)
 
 
 CORE: tuple[Package, ...] = (
@@ -85,6 +88,10 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
     "schema": (_package("jsonschema", "4.20"),),
     "mcp": (_package("mcp", "2.3"),),
     "datasets": (_package("datasets", "3"),),
+    "reasoning-gym": (_package("reasoning-gym", "0.1.25", below="0.2"),),
+    "textarena": (_package("textarena", "0.7.4", below="0.8"),),
+    "pettingzoo": (_package("pettingzoo", "1.25", below="2"),),
+    "openenv": (_package("websockets", "13"),),
 }
 """Names of the extras of this package, as in `pip install "agentenv[train]"`."""
 LARGE: dict[str, tuple[Package, ...]] = {"ray": (_package("ray"),)}
@@ -107,6 +114,22 @@ def installed_version(package: Package) -> str:
 def is_new_enough(version: str, *, minimum: str) -> bool:
     """Compare release numbers; suffixes such as `+cpu` or `rc1` are ignored."""
     return _numbers(version) >= _numbers(minimum)
+
+
+def require(package: Package, *, extra: str) -> None:
+    """Make sure that a package is there, in a release that works, before it is imported.
+
+    Raises:
+        UsageError: says what was found, what is needed and how to install it.
+    """
+    version = installed_version(package)
+    needed = f"{package.name}>={package.minimum}" + (f",<{package.below}" if package.below else "")
+    remedy = f'install it with: pip install "agentenv[{extra}]"'
+    if not version:
+        raise UsageError(f"the package {package.name} is not installed; {needed} is needed: {remedy}")
+    too_new = package.below and is_new_enough(version, minimum=package.below)
+    if too_new or not is_new_enough(version, minimum=package.minimum):
+        raise UsageError(f"{package.name} {version} is installed; {needed} is needed: {remedy}")
 
 
 def import_failures(packages: Sequence[Package], *, timeout_s: float) -> dict[str, str]:

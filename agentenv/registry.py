@@ -135,22 +135,29 @@ def registered() -> tuple[Registration, ...]:
     return tuple(_registrations[key] for key in sorted(_registrations))
 
 
-def make(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+def make(env_id: str, *, wrap: object = (), **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """Make an environment with Gymnasium's standard wrappers, as `gymnasium.make` does.
 
     Args:
         env_id: registered id, import string, or the URL of a served environment.
-        **kwargs: for its constructor.
+        wrap: wrappers of this package that go around it, the first one innermost; see `agentenv.wrapping`.
+        **kwargs: for Gymnasium and the constructor.
     """
     entry = registration(env_id)
     if is_url(env_id):
         spec = EnvSpec(id="agentenv/Served-v0", entry_point=_REMOTE, kwargs=cast("dict[str, Any]", dict(entry.kwargs)))
-        return gymnasium.make(spec, **kwargs)
-    return gymnasium.make(entry.env_id, **kwargs)
+        return _wrapped(gymnasium.make(spec, **kwargs), wrap)
+    return _wrapped(gymnasium.make(entry.env_id, **kwargs), wrap)
 
 
-def make_bare(env_id: str, **kwargs: object) -> AgentEnv:
-    """Make the environment itself, without wrappers; what the runner plays.
+def make_bare(env_id: str, *, wrap: object = (), **kwargs: object) -> AgentEnv:
+    """Make the environment without Gymnasium's wrappers; what the runner plays.
+
+    Args:
+        env_id: registered id.
+        wrap: wrappers of this package that go around it, the first one innermost; what is returned then has the same
+            contract, and its attribute `unwrapped` is the environment itself.
+        **kwargs: for the constructor.
 
     Raises:
         UsageError: an argument does not exist; the message names the near miss.
@@ -158,15 +165,23 @@ def make_bare(env_id: str, **kwargs: object) -> AgentEnv:
     entry = registration(env_id)
     env_class = entry.load()
     # the options of a served environment are known, and checked, where it is served
-    allowed = tuple(kwargs) if is_url(env_id) else constructor_options(env_class)
+    allowed = tuple(kwargs) if is_url(env_id) else (*constructor_options(env_class), "wrap")
     for name in kwargs:
         if name not in allowed:
             options = ", ".join(allowed)
             raise UsageError(f'{env_id} has no option "{name}".{did_you_mean(name, allowed)} Options: {options}.')
     try:
-        return env_class(**{**entry.kwargs, **kwargs})  # type: ignore[arg-type]
+        made = env_class(**{**entry.kwargs, **kwargs})  # type: ignore[arg-type]
     except TypeError as error:
         raise UsageError(f"{env_id} cannot be made with {kwargs}: {error}") from error
+    return _wrapped(made, wrap)
+
+
+def _wrapped(env: Any, wrap: object) -> Any:
+    if not wrap:
+        return env
+    wrapped = importlib.import_module("agentenv.wrapping").wrapped  # late: most runs have no wrapper
+    return wrapped(env, wrap)
 
 
 @functools.lru_cache(maxsize=512)

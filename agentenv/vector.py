@@ -10,11 +10,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from agentenv.env import AgentEnv, Step
+from agentenv.env import AgentEnv
 from agentenv.errors import UsageError
 from agentenv.offload import run_now
 from agentenv.registry import make_bare
 from agentenv.spaces import Action
+from agentenv.step import Step, has_terminated
 from agentenv.tasks import as_task
 
 
@@ -80,7 +81,7 @@ class AgentVectorEnv(VectorEnv):
         steps = run_now(_all(jobs))
         rewards = np.array([sum(s.reward_components.values(), 0.0) if s else 0.0 for s in steps], dtype=np.float64)
         stops = ["" if s is None or s.stop_reason is None else s.stop_reason.value for s in steps]
-        terminated = np.array([stop in ("completed", "tool_stopped") for stop in stops])
+        terminated = np.array([s is not None and has_terminated(s.stop_reason) for s in steps])
         truncated = np.array([bool(stop) for stop in stops]) & ~terminated
         self._is_over |= terminated | truncated
         return self._observations(steps), rewards, terminated, truncated, self._infos(steps)
@@ -95,7 +96,7 @@ class AgentVectorEnv(VectorEnv):
 
     def _infos(self, steps: Sequence[Step | None]) -> dict[str, Any]:
         infos = [env._info(s) if s else None for env, s in zip(self.envs, steps, strict=True)]
-        names = [component.name for component in self.envs[0].rubric.components]
+        names = self.envs[0].component_names
         messages = np.empty(self.num_envs, dtype=object)
         for i, info in enumerate(infos):
             messages[i] = info["messages"] if info else ()
