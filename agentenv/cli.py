@@ -358,6 +358,23 @@ def serve_env(
     )
 
 
+@app.command("serve-sandbox")
+def serve_sandbox(
+    backend: Annotated[
+        str, typer.Option(help="Name of a back end; the strongest that works here by default.")
+    ] = "auto",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that others reach demands a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 8080,
+    token: Annotated[
+        str, typer.Option(envvar="AGENTENV_SANDBOX_TOKEN", help="What clients must send.", show_default=False)
+    ] = "",
+) -> None:
+    """Run code for other machines in sandboxes of this one, by SandboxFusion's protocol."""
+    _call("agentenv.tools.sandbox.server:serve", backend=backend, host=host, port=port, token=token, report=typer.echo)
+
+
 @engines_app.command("install")
 def install_engine(
     name: Annotated[EngineName, typer.Argument(help="Which engine.")],

@@ -21,6 +21,9 @@ BACKENDS: dict[str, str] = {
     "bwrap": "agentenv.tools.sandbox.bwrap:make_backend",
     "landlock": "agentenv.tools.sandbox.landlock:make_backend",
     "none": "agentenv.tools.sandbox.unconfined:make_backend",
+    "remote": "agentenv.tools.sandbox.remote:make_backend",
+    "docker": "agentenv.tools.sandbox.container:make_docker",
+    "podman": "agentenv.tools.sandbox.container:make_podman",
 }
 """Import strings of functions that take `SandboxSettings` and return a `SandboxBackend`."""
 
