@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -91,7 +92,8 @@ def test_a_served_environment_gives_what_it_gives_at_home(env_id, options):
             for policy in ("oracle", "random"):
                 assert played(away, policy, seed=seed) == played(home, policy, seed=seed)
         assert away.reset()[0] == home.reset()[0]  # the next unseeded episode, too
-        assert away.unwrapped.tool_specs == home.unwrapped.tool_specs
+        bare: Any = (away.unwrapped, home.unwrapped)
+        assert bare[0].tool_specs == bare[1].tool_specs
         away.close()
 
 
@@ -189,7 +191,7 @@ def test_a_task_that_is_given_reaches_the_environment_with_its_answer():
         assert env.reset(options={"task": task})[0] == "Say yes."
         assert env.task == task
         env.offer_only(["put"])
-        assert [spec["function"]["name"] for spec in env.tool_specs] == ["put"]
+        assert [spec["function"]["name"] for spec in env.tool_specs] == ["put"]  # type: ignore[index]
         env.step(put("yes"))
         assert env.step("done")[1:3] == (1.0, True)
         assert env.reset(seed=0)[0] == "Say anything."

@@ -1,6 +1,7 @@
 """Games between agents: a trajectory per seat, forfeits, failures, and no seat that waits for ever."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -28,7 +29,7 @@ class Leaving(PolicyAgent):
 
     async def play(self, episode):
         await episode.reset()
-        if episode.env.seat != self.seat:
+        if episode.env.seat != self.seat:  # type: ignore[attr-defined]
             await super().play(episode)
         else:
             episode.begin()
@@ -43,7 +44,7 @@ class Failing(PolicyAgent):
         self.seat, self.left = seat, times
 
     async def speak(self, episode):
-        if episode.env.seat == self.seat and self.left:
+        if episode.env.seat == self.seat and self.left:  # type: ignore[attr-defined]
             self.left -= 1
             raise RuntimeError("the seat broke")
         return await super().speak(episode)
@@ -89,7 +90,7 @@ async def test_same_seed_same_games_among_sixty_four_at_once(env_id):
 
 
 async def test_a_seat_hears_in_a_game_what_it_hears_when_the_environment_plays_the_others():
-    env = make_bare("agentenv/Nim-v0", opponent="oracle", seat="first")
+    env: Any = make_bare("agentenv/Nim-v0", opponent="oracle", seat="first")
     observation, _ = env.reset(seed=5)
     heard = [observation]
     while not env.game.is_over:
@@ -161,7 +162,7 @@ def test_what_plays_itself_is_measured_against_the_script():
 
 
 async def test_whoever_waits_at_a_table_hears_of_a_failure():
-    env = make_bare("agentenv/Nim-v0")
+    env: Any = make_bare("agentenv/Nim-v0")
     table = Table(env.game)
     env.game.heaps = (1, 2, 3)
     waiting = asyncio.create_task(table.until_turn("second"))

@@ -28,7 +28,7 @@ def test_every_deal_comes_once_with_either_side_starting():
     env = Kuhn()
     for seed in range(5):
         env.reset(seed=seed)
-        hands = env.game.hands
+        hands = env.game.hands  # type: ignore[attr-defined]
         assert len(set(hands)) == len(hands) == 12
         assert {cards for _, cards in hands} == set(itertools.permutations(CARDS, 2))
 

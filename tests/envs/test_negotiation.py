@@ -1,5 +1,7 @@
 """Negotiation: offers, deals, and what a fair one is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -67,7 +69,7 @@ def test_all_items_are_worth_ten_to_each_side():
     env = Negotiation()
     for seed in range(50):
         env.reset(seed=seed)
-        game = env.game
+        game: Any = env.game
         assert [sum(c * w for c, w in zip(game.counts, worth, strict=True)) for worth in game.worth] == [10, 10]
 
 
@@ -75,7 +77,7 @@ def test_the_scripted_side_never_takes_less_than_its_floor():
     env = Negotiation(difficulty=5)
     for seed in range(30):
         env.reset(seed=seed)
-        over = False
+        over, value = False, 1.0
         while not over:
             action = env.cheat(np.random.default_rng(0))
             _, value, terminated, truncated, _ = env.step(action.to_dict())

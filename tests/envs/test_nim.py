@@ -59,6 +59,6 @@ def test_heaps_of_the_test_split_are_no_reordering_of_those_of_training():
         for seed in range(300):
             env.reset(seed=seed)
             if not env.game.events:
-                keys[split].add(tuple(sorted(env.game.heaps)))
+                keys[split].add(tuple(sorted(env.game.heaps)))  # type: ignore[attr-defined]
     assert not keys["train"] & keys["test"]
     assert len(keys["test"]) > 5

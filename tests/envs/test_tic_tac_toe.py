@@ -1,5 +1,7 @@
 """TicTacToe: the rules, the values of openings, and turns in which too much is done."""
 
+from typing import Any
+
 import pytest
 
 from agentenv import Message, ToolCall, tool_turn
@@ -59,7 +61,8 @@ def test_several_moves_in_one_turn_play_one_and_cost_errors():
     calls = tuple(ToolCall(call_id=move, name="play", arguments={"move": move}) for move in free[:3])
     observation, value, terminated, _, _ = env.step(Message(role="assistant", content="", tool_calls=calls).to_dict())
     assert observation.count("it is not your turn") == 2
-    assert (value, terminated, env.num_illegal, env.game.board.count("X")) == (0.0, False, 2, 2)
+    board: Any = env.game.board  # type: ignore[attr-defined]
+    assert (value, terminated, env.num_illegal, board.count("X")) == (0.0, False, 2, 2)
 
 
 def test_the_third_error_loses():
@@ -79,7 +82,7 @@ def test_no_opening_belongs_to_both_splits():
         keys = set()
         for seed in range(300):
             env.reset(seed=seed)
-            keys.add(env.game.board)
+            keys.add(env.game.board)  # type: ignore[attr-defined]
         openings[split] = keys
     assert not openings["train"] & openings["test"]
     assert len(openings["train"]) + len(openings["test"]) == 72  # 9 squares for X, 8 left for O

@@ -56,7 +56,7 @@ def test_a_source_plays_all_environments_and_each_walks_its_own_tasks(tmp_path):
     calculators = [spec for spec in specs if spec.env_id == "agentenv/Calculator-v0"]
     assert len(calculators) == pytest.approx(10, abs=1)
     # an epoch is a permutation of the five rows, whatever is played between them
-    assert {spec.task.task_id for spec in calculators[:5]} == {f"t{i}" for i in range(5)}
+    assert {spec.task.task_id for spec in calculators[:5] if spec.task} == {f"t{i}" for i in range(5)}
     assert all(spec.task is None for spec in specs if spec.env_id == "agentenv/GuessNumber-v0")
     assert [source.group(number) for number in range(30)] == specs
 

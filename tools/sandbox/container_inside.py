@@ -80,7 +80,7 @@ def _run(call):
         env=env,
         start_new_session=True,
     )
-    streams = [_Kept(pipe.fileno(), call["output_bytes"]) for pipe in (program.stdout, program.stderr)]
+    streams = [_Kept(pipe.fileno(), call["output_bytes"]) for pipe in (program.stdout, program.stderr) if pipe]
     threading.Thread(target=_feed, args=(program.stdin, base64.b64decode(call["stdin"])), daemon=True).start()
     is_late = False
     try:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from agentenv.agent.gateway_server import make_server
+from agentenv.agent.http_listener import HttpListener
 from agentenv.errors import SandboxError, SandboxUnavailable, ToolError, UsageError
 from agentenv.sandbox_settings import SandboxSettings
 from agentenv.tools.code_tests import CallTest, run_tests
@@ -31,17 +31,12 @@ needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewr
 @asynccontextmanager
 async def served(app: Starlette) -> AsyncIterator[str]:
     """Serve an application on a free port until the end; gives its address."""
-    server = make_server(app, max_idle_s=5)
-    server.config.port = 0
-    task = asyncio.create_task(server.serve())
+    listener = HttpListener(who="the sandbox server", host="127.0.0.1", port=0, token="")
+    await listener.start(app)
     try:
-        async with asyncio.timeout(30):
-            await server.is_listening.wait()
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield listener.root_url
     finally:
-        server.should_exit = True
-        async with asyncio.timeout(30):
-            await task
+        await listener.close()
 
 
 @pytest.fixture
