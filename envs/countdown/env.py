@@ -13,6 +13,7 @@ from agentenv.errors import ToolError
 from agentenv.tools.calculator import evaluate
 
 _ALLOWED = re.compile(r"[0-9+\-*/() ]{1,200}")
+_OTHER_OPERATIONS = re.compile(r"\*\s*\*|/\s*/")  # a power, and a division that rounds
 _NUM_NUMBERS = (3, 4, 4, 5, 6)
 _SMALL, _LARGE = range(1, 11), (25, 50, 75, 100)
 
@@ -55,7 +56,7 @@ class Countdown(AnswerEnv):
 
     def is_right(self, answer: str) -> bool:
         """Evaluate exactly, and count the numbers."""
-        if not _ALLOWED.fullmatch(answer):
+        if not _ALLOWED.fullmatch(answer) or _OTHER_OPERATIONS.search(answer):
             return False
         used = Counter(int(number) for number in re.findall(r"[0-9]+", answer))
         if used - Counter(self.numbers):
@@ -76,6 +77,7 @@ class Countdown(AnswerEnv):
             f"{target} + 0 * ({first})",
             f"{self.question.answer} = {target}",
             f"{target} # {self.question.answer}",
+            f"{self.numbers[0]} ** {self.numbers[1]}",
         ]
         return [*(self.written(text) for text in texts), *super().cheats(rng)]
 

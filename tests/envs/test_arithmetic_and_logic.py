@@ -84,6 +84,9 @@ def test_the_stored_expression_reaches_the_target_with_given_numbers(difficulty)
         ("(7 - 3) ** 25", 0.0),
         ("__import__('os')", 0.0),
         ("(" * 90 + "7", 0.0),
+        ("(3 + 7 / 7) * 25", 1.0),
+        ("(3 + 7 // 7) * 25", 0.0),
+        ("(7 - 3 * 7 ** (7 - 7)) * 25", 0.0),
     ],
 )
 def test_only_a_right_expression_of_given_numbers_counts(text, value):
