@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class DataTable(QuestionEnv):
             group with the largest total; 5: the difference of two groups.
         **options: of `AgentEnv`.
     """
+
+    random_threshold: ClassVar[float] = 0.1
 
     def __init__(self, *, difficulty: int = 2, **options: Any) -> None:
         self.table = Table(domain=DOMAINS[0], rows=())

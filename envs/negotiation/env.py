@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -177,6 +177,8 @@ class Negotiation(GameEnv):
     game_class: ClassVar[type[Game]] = NegotiationGame
     oracle_threshold: ClassVar[float] = 1.0
     random_threshold: ClassVar[float] = 0.45
+    # a seat does not see the other's worths, so that two draws of different splits may look alike to it
+    split_by: ClassVar[Literal["content", "seed"]] = "seed"
 
 
 def _value(deal: Deal, worth: Deal) -> int:

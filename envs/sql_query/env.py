@@ -27,9 +27,10 @@ _MAX_DRAWS = 100
 class SqlQuery(ToolEnv):
     """Answer a question with one SQL query. Tables can be listed and read; `submit_query` hands the answer in.
 
-    The query is run on the database of the episode and on a hidden one with the same tables and other rows. Reward:
-    1.0 if on both it returns the same rows as the reference query, in any order, with the columns in the order of
-    the question, else 0.0. So naming the result of the visible database earns nothing.
+    The query is run on the database of the episode and on a hidden one with the same tables and other rows.
+
+    Reward: 1.0 if on both it returns the same rows as the reference query, in any order, with the columns in the order
+    of the question, else 0.0. So naming the result of the visible database earns nothing.
 
     Args:
         difficulty: 1: one table; 2: a join; 3: totals; 4: totals with a condition; 5: a query within a query.

@@ -24,8 +24,9 @@ _WORD = re.compile(r"\w+")
 class WikiHop(QuestionEnv):
     """Answer a question that leads from article to article, with the tools `search` and `open_article`.
 
-    People, towns, firms and rivers are invented anew for every episode, so nothing can be known beforehand. Reward:
-    1.0 if the text after the last `####` is the number that was asked for, else 0.0.
+    People, towns, firms and rivers are invented anew for every episode, so nothing can be known beforehand.
+
+    Reward: 1.0 if the text after the last `####` is the number that was asked for, else 0.0.
 
     Args:
         difficulty: number of articles that lead to the answer, 1 to 5.

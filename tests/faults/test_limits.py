@@ -142,7 +142,7 @@ async def test_failures_leave_nothing_behind(renderer):
 
 def test_no_deadline_is_read_from_the_wall_clock():
     """`time.time` and `datetime.now` jump; they may stamp what is shown, and nothing else."""
-    stamps = {"agentenv/metrics_log.py", "agentenv/agent/endpoint.py", "trainers/timeline.py"}
+    stamps = {"agentenv/metrics_log.py", "agentenv/tool.py", "agentenv/agent/endpoint.py", "trainers/timeline.py"}
     found = set()
     for folder in ("agentenv", "trainers", "envs", "tools"):
         for path in (ROOT / folder).rglob("*.py"):

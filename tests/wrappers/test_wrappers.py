@@ -176,6 +176,7 @@ def test_a_masked_call_is_answered_and_never_reaches_the_environment():
 def test_of_several_calls_the_allowed_ones_are_played_and_answers_keep_their_places():
     jump: Any = tool_turn("jump", {}).to_dict()
     calls = [*climb(1)["tool_calls"], *jump["tool_calls"], *climb(2)["tool_calls"]]
+    calls = [{**call, "id": f"call_{place}"} for place, call in enumerate(calls)]
     env = begun(ActionMasking(Steps(), mask={"climb": None}, announce=False))
     text, *_, info = env.step({"role": "assistant", "content": "", "tool_calls": calls})
 

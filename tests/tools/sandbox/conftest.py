@@ -60,6 +60,6 @@ async def sandbox(backend: ForkingBackend) -> AsyncIterator[ForkedSandbox]:
 @pytest.fixture
 async def strong_sandbox(strong: ForkingBackend) -> AsyncIterator[ForkedSandbox]:
     """A sandbox of the strong back end."""
-    sandbox = await strong.open(limits=Limits())
+    sandbox = await strong.open(limits=Limits(wall_s=60.0))  # other tests run beside this one
     yield sandbox
     await sandbox.close()
