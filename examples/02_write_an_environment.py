@@ -22,9 +22,8 @@ class FindKey(ToolEnv):
     """
 
     inline: ClassVar[bool] = True  # every hook returns within a millisecond
-    oracle_threshold: ClassVar[float] = 0.9
-    random_threshold: ClassVar[float] = 0.5
-    split_by: ClassVar[str] = "seed"  # three drawers are too few to keep some for the test
+    oracle_threshold, random_threshold = 0.9, 0.5
+    split_by = "seed"  # three drawers are too few to keep some for the test
 
     def setup(self, rng: np.random.Generator, task: Task) -> str:
         """Hide the key; all chance comes from `rng`."""
