@@ -23,7 +23,7 @@ def readme_describes(subject: Subject) -> str:
     path = Path(inspect.getfile(subject.env_class)).parent / "README.md"
     if subject.spec is None or not path.is_file():
         raise Skipped("registered without a README.md beside its module" if subject.spec else "not registered")
-    if Path(inspect.getfile(subject.env_class)).name != "env.py":
+    if (path.parent / "__init__.py").is_file() and not (path.parent / "env.py").is_file():
         return f"{path.name} is of a folder of several environments, so it was not compared"
     text = path.read_text(encoding="utf-8")
     missing = _missing(subject, text)
