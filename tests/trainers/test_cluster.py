@@ -99,7 +99,8 @@ def wait_for_step(folder: Path, step: int, *, is_alive, timeout_s: float = 120.0
 
 def test_ctrl_c_on_a_cluster_saves_the_weights_that_one_process_has_bit_for_bit(cluster, path):
     root = path.parent
-    overrides = ["name=both", f"output_dir={root}", f"cluster.address={cluster.address}"]
+    # far more steps than it will take: the signal must find it at work
+    overrides = ["name=both", f"output_dir={root}", f"cluster.address={cluster.address}", "trainer.num_steps=60"]
     command = [sys.executable, "-c", "from agentenv.cli import main; main()", "train", str(path), *overrides]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
