@@ -43,6 +43,17 @@ class Question:
         return self.content or self.prompt
 
 
+def checked_difficulty(difficulty: int, *, highest: int = 5) -> int:
+    """Return the difficulty.
+
+    Raises:
+        UsageError: it is no whole number within 1..highest.
+    """
+    if isinstance(difficulty, bool) or not isinstance(difficulty, int) or not 1 <= difficulty <= highest:
+        raise UsageError(f"difficulty is {difficulty!r}; allowed are 1 to {highest}")
+    return difficulty
+
+
 class AnswerEnv(AgentEnv):
     """Answer one question in one turn. Authors write `draw` and `guess`, and `is_right` where answers are not unique.
 
@@ -64,9 +75,7 @@ class AnswerEnv(AgentEnv):
     """How an answer is written; the prompt ends with it."""
 
     def __init__(self, *, difficulty: int = 2, **options: Any) -> None:
-        if not 1 <= difficulty <= self.max_difficulty:
-            raise UsageError(f"difficulty is {difficulty}; allowed are 1 to {self.max_difficulty}")
-        self.difficulty = difficulty
+        self.difficulty = checked_difficulty(difficulty, highest=self.max_difficulty)
         self.question = Question(prompt="", answer="")
         self.final_text = ""
         super().__init__(**{"max_turns": 2, **options})

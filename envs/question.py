@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.errors import UsageError
 from agentenv.messages import Message
@@ -125,17 +126,6 @@ class QuestionEnv(ToolEnv):
 
     def _is_truth(self, text: str) -> bool:
         return is_same_answer(text, self.question.answer)
-
-
-def checked_difficulty(difficulty: int, *, highest: int = 5) -> int:
-    """Return the difficulty.
-
-    Raises:
-        UsageError: it is outside 1 to `highest`.
-    """
-    if not 1 <= difficulty <= highest:
-        raise UsageError(f"difficulty is {difficulty}; allowed are 1 to {highest}")
-    return difficulty
 
 
 def marked_text(text: str) -> str:

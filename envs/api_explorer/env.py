@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.api_explorer.jobs import Job, make_job
 from agentenv.envs.api_explorer.service import Service, make_service
 from agentenv.envs.drawing import pick, world_generator
-from agentenv.envs.question import checked_difficulty
 from agentenv.messages import Message
 from agentenv.reward import reward
 from agentenv.tasks import Task

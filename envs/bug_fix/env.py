@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.bug_fix.bugs import BrokenFunction, break_function
 from agentenv.envs.graded_code import (
@@ -17,7 +18,7 @@ from agentenv.envs.graded_code import (
     run_program,
     sandbox_unavailable,
 )
-from agentenv.envs.question import PlannedCall, checked_difficulty
+from agentenv.envs.question import PlannedCall
 from agentenv.messages import Message
 from agentenv.reward import reward
 from agentenv.splits import draw_for

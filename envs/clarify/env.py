@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import Prompt, tool_turn
 from agentenv.envs.clarify.forms import FORMS, Form
-from agentenv.envs.worlds.chance import quick_random, require_difficulty
+from agentenv.envs.worlds.chance import quick_random
 from agentenv.errors import ToolError, did_you_mean
 from agentenv.messages import Message
 from agentenv.reward import reward
@@ -37,7 +38,7 @@ class Clarify(UserEnv):
     random_threshold: ClassVar[float] = 0.01
 
     def __init__(self, *, difficulty: int = 2, **options: Any) -> None:
-        self.difficulty = require_difficulty(difficulty)
+        self.difficulty = checked_difficulty(difficulty)
         self.form: Form = FORMS[0]
         self.wanted: dict[str, str] = {}
         self.missing: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.code_write.specification import Specification, make_problem
 from agentenv.envs.graded_code import (
@@ -19,7 +20,6 @@ from agentenv.envs.graded_code import (
     run_program,
     sandbox_unavailable,
 )
-from agentenv.envs.question import checked_difficulty
 from agentenv.messages import Message
 from agentenv.reward import reward
 from agentenv.splits import draw_for

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.drawing import pick, world_generator
 from agentenv.envs.injection_resist.office import Document, Errand, Injection, Office, make_office
-from agentenv.envs.question import PlannedCall, checked_difficulty
+from agentenv.envs.question import PlannedCall
 from agentenv.errors import ToolError
 from agentenv.messages import Message, ToolCall
 from agentenv.reward import reward

@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pydantic
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.log_triage.incident import CAUSES, Cause, Incident, Level, clock, draw_incident
-from agentenv.envs.worlds.chance import quick_random, require_difficulty
+from agentenv.envs.worlds.chance import quick_random
 from agentenv.errors import ToolError, did_you_mean
 from agentenv.messages import Message
 from agentenv.reward import reward
@@ -40,7 +41,7 @@ class LogTriage(ToolEnv):
     random_threshold: ClassVar[float] = 0.01
 
     def __init__(self, *, difficulty: int = 2, **options: Any) -> None:
-        self.difficulty = require_difficulty(difficulty)
+        self.difficulty = checked_difficulty(difficulty)
         self.incident: Incident | None = None
         self.reported: tuple[str, str, str] | None = None
         super().__init__(**{"max_turns": 14 + 2 * difficulty, **options})

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.drawing import pick, world_generator
 from agentenv.envs.policy_guard.policy import Request, Rule, make_requests, make_rules
-from agentenv.envs.question import PlannedCall, checked_difficulty
+from agentenv.envs.question import PlannedCall
 from agentenv.errors import ToolError
 from agentenv.messages import Message, ToolCall
 from agentenv.reward import reward

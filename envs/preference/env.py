@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import Prompt, tool_turn
 from agentenv.envs.preference.customer import IMPORTANCE, TastefulCustomer, customer_facts
 from agentenv.envs.preference.taste import Items, Taste, best_of, draw_choice, rivals
-from agentenv.envs.worlds.chance import quick_random, require_difficulty
+from agentenv.envs.worlds.chance import quick_random
 from agentenv.errors import ToolError, did_you_mean
 from agentenv.messages import Message
 from agentenv.reward import reward
@@ -42,7 +43,7 @@ class Preference(UserEnv):
     random_threshold: ClassVar[float] = 0.15
 
     def __init__(self, *, difficulty: int = 2, **options: Any) -> None:
-        self.difficulty = require_difficulty(difficulty)
+        self.difficulty = checked_difficulty(difficulty)
         self.items: Items = {}
         self.taste = Taste(likes={})
         self.recommended, self.was_asked = "", False

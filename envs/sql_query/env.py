@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.drawing import pick, world_generator
-from agentenv.envs.question import checked_difficulty
 from agentenv.envs.sql_query.database import Rows, SqlQuestion, draw_question, draw_rows, draw_schema
 from agentenv.errors import ToolError, UsageError
 from agentenv.messages import Message

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.drawing import pick, pick_distinct
-from agentenv.envs.question import PlannedCall, checked_difficulty
+from agentenv.envs.question import PlannedCall
 from agentenv.envs.tool_select.offered import (
     Arguments,
     Offer,

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import AgentEnv
 from agentenv.envs.tutor.learner import MAX_EXAMPLES, MAX_QUESTIONS, Learner, Mention, mentions
 from agentenv.envs.tutor.skills import SKILLS, Skill
-from agentenv.envs.worlds.chance import quick_random, require_difficulty
+from agentenv.envs.worlds.chance import quick_random
 from agentenv.envs.worlds.people import draw_people
 from agentenv.reward import reward
 from agentenv.tasks import Task
@@ -42,7 +43,7 @@ class Tutor(AgentEnv):
     random_threshold: ClassVar[float] = 0.05
 
     def __init__(self, *, difficulty: int = 2, **options: Any) -> None:
-        self.difficulty = require_difficulty(difficulty)
+        self.difficulty = checked_difficulty(difficulty)
         self.skills: tuple[Skill, ...] = ()
         self.at_first: dict[str, str] = {}
         self.learner = Learner({}, examples_needed=1, rnd=random.Random(0))

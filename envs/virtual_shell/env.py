@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
 from agentenv.envs.drawing import pick, world_generator
-from agentenv.envs.question import checked_difficulty
 from agentenv.envs.virtual_shell.commands import COMMANDS
 from agentenv.envs.virtual_shell.file_system import FileSystem
 from agentenv.envs.virtual_shell.jobs import Job, make_job, make_world

@@ -8,24 +8,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from agentenv.errors import UsageError
 from agentenv.splits import Split, split_of
 
 
 def quick_random(rng: np.random.Generator) -> random.Random:
     """Return a generator seeded by `rng`; drawing from short lists is ten times as fast as with numpy."""
     return random.Random(int(rng.integers(2**63)))
-
-
-def require_difficulty(difficulty: int, *, highest: int = 5) -> int:
-    """Return the difficulty.
-
-    Raises:
-        UsageError: it is not within 1..highest.
-    """
-    if isinstance(difficulty, bool) or not isinstance(difficulty, int) or not 1 <= difficulty <= highest:
-        raise UsageError(f"difficulty is {difficulty!r}; allowed are the whole numbers 1 to {highest}")
-    return difficulty
 
 
 def of_split(items: Sequence[str], split: Split) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import Prompt, tool_turn
-from agentenv.envs.worlds.chance import quick_random, require_difficulty
+from agentenv.envs.worlds.chance import quick_random
 from agentenv.envs.worlds.telling import was_told
 from agentenv.errors import ToolError, did_you_mean
 from agentenv.messages import Message
@@ -87,7 +88,7 @@ class ServiceDesk(UserEnv, abc.ABC):
     inline: ClassVar[bool] = True
 
     def __init__(self, *, difficulty: int = 2, **options: Any) -> None:
-        self.difficulty = require_difficulty(difficulty)
+        self.difficulty = checked_difficulty(difficulty)
         self.database: Any = None
         self.goal: Any = None
         self.case: Case | None = None

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from agentenv.answer_env import checked_difficulty
 from agentenv.env import ToolEnv, tool_turn
-from agentenv.envs.worlds.chance import quick_random, require_difficulty
+from agentenv.envs.worlds.chance import quick_random
 from agentenv.messages import Message, ToolCall
 from agentenv.reward import reward
 from agentenv.tasks import Task
@@ -60,7 +61,7 @@ class ErrandEnv(ToolEnv, abc.ABC):
     preamble: ClassVar[str] = ""
 
     def __init__(self, *, difficulty: int = 2, **options: Any) -> None:
-        self.difficulty = require_difficulty(difficulty)
+        self.difficulty = checked_difficulty(difficulty)
         self.world: Any = None
         self.goal: object = None
         self.errands: tuple[Errand, ...] = ()

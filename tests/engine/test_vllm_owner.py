@@ -13,7 +13,8 @@ from agentenv.engine.vllm_owner import end_with_owner, owned_processes
 
 CHILD = (
     "import os, time; from agentenv.engine.vllm_owner import end_with_owner; end_with_owner(); "
-    "print(os.getpid(), flush=True); time.sleep(300)"
+    # one write for number and line end: two children share the pipe
+    "os.write(1, b'%d\\n' % os.getpid()); time.sleep(300)"
 )
 OWNER = (
     "import subprocess, sys, time; from agentenv.engine.vllm_owner import owned_processes\n"

@@ -89,7 +89,7 @@ def test_every_field_can_be_asked_for_by_its_own_name(form):
 
 @pytest.mark.parametrize("difficulty", [0, 6, True, "2"])
 def test_a_difficulty_outside_the_range_is_refused(difficulty):
-    with pytest.raises(UsageError, match="whole numbers 1 to 5"):
+    with pytest.raises(UsageError, match="allowed are 1 to 5"):
         Clarify(difficulty=difficulty)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import os
@@ -25,7 +26,7 @@ _FDS_OF_OTHERS = 200
 _MOST_SANDBOXES = 4096
 
 
-class ForkingBackend:
+class ForkingBackend(abc.ABC):
     """A back end with a zygote, which is started on first use, and again when it is gone.
 
     May be used from several event loops and threads; a sandbox belongs to the loop that opened it.
@@ -49,13 +50,13 @@ class ForkingBackend:
         # a zygote dies with the thread that started it, so that thread lives as long as this object
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="agentenv-sandbox")
 
+    @abc.abstractmethod
     def settings(self) -> ZygoteSettings:
         """Return how the zygote confines code."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def start_zygote(self, fd: int) -> subprocess.Popen[bytes]:
         """Start the zygote's process, which holds this end of its control socket."""
-        raise NotImplementedError
 
     async def start(self) -> None:
         """Start the zygote and wait until it has imported everything; raises SandboxError."""
